@@ -1,0 +1,1 @@
+"""The method as pure functions of tensors: simplex, scalarization, pairing, loss, logps."""

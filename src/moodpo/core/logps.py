@@ -1,0 +1,370 @@
+"""Log-probabilities of completion tokens, without ever building `[N, S, V]` logits.
+
+Knows nothing of text, weights or rewards. Two steps: the model's trunk gives hidden states, and the
+vocabulary head meets only the positions that predict completion tokens, in chunks of rows.
+Shapes: N sequences, S positions, M completion tokens of all sequences together, D hidden units,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moodpo.records import TokenIds
+
+__all__ = [
+    "CompletionLogps",
+    "TokenBatch",
+    "chunked_logps",
+    "collate_pairs",
+    "collate_sequences",
+    "completion_logps",
+    "head_is_linear",
+    "position_ids_from_mask",
+]
+
+LOGIT_CHUNK_ELEMENTS = 1 << 24  # 16 M logits at a time: 64 MiB in fp32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Sequences for one forward pass, and where their completion tokens are predicted.
+
+    `predictors` are flat positions `n * S + s` whose hidden state predicts the matching entry of
+    `targets`; `owners` says which completion each belongs to.
+    """
+
+    input_ids: Tensor  # [N, S]
+    predictors: Tensor  # [M] flat positions into N * S
+    targets: Tensor  # [M] the completion tokens
+    owners: Tensor  # [M] index of the completion, 0 .. num_completions - 1
+    num_completions: int
+    attention_mask: Tensor | None = None  # [N, S], or [N, 1, S, S] bool for shared prompts
+    position_ids: Tensor | None = None  # [N, S]
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on another device."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionLogps:
+    """Sums over each completion's tokens; padding never enters."""
+
+    logps: Tensor  # [C] in nats, differentiable
+    entropies: Tensor  # [C] in nats, detached
+    lengths: Tensor  # [C] tokens
+
+
+def position_ids_from_mask(attention_mask: Tensor) -> Tensor:
+    """Positions that count real tokens only, so that padding on either side shifts nothing.
+
+    Without them a model with learned positions (GPT-2) scores left-padded text at wrong
+    positions (trl#6800).
+
+    Args:
+        attention_mask: `[N, S]`, 1 at real tokens.
+
+    Returns:
+        Position ids `[N, S]` int64; 0 at padding.
+    """
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0) * attention_mask.long()
+
+
+def collate_sequences(
+    prompt_ids: Sequence[TokenIds], completion_ids: Sequence[TokenIds], *, pad_token_id: int
+) -> TokenBatch:
+    """Pads `prompt + completion` sequences on the right, one completion per sequence.
+
+    Right padding needs neither an attention mask nor position ids: under causal attention no real
+    token sees what follows it, and attention kernels keep their fast causal path.
+
+    Args:
+        prompt_ids: N prompts, at least one token each.
+        completion_ids: N completions, at least one token each.
+        pad_token_id: Any valid token id.
+
+    Returns:
+        A batch with N completions.
+    """
+    sequences = [(*p, *c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    width = max(map(len, sequences))
+    predictors: list[int] = []
+    owners: list[int] = []
+    for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
+        start = row * width + len(prompt) - 1
+        predictors.extend(range(start, start + len(completion)))
+        owners.extend([row] * len(completion))
+    padded = [(*s, *(pad_token_id,) * (width - len(s))) for s in sequences]
+    return TokenBatch(
+        input_ids=torch.tensor(padded),
+        predictors=torch.tensor(predictors),
+        targets=torch.tensor([token for c in completion_ids for token in c]),
+        owners=torch.tensor(owners),
+        num_completions=len(completion_ids),
+    )
+
+
+def collate_pairs(
+    prompt_ids: Sequence[TokenIds],
+    completion_ids: Sequence[tuple[TokenIds, ...]],
+    *,
+    pad_token_id: int,
+) -> TokenBatch:
+    """Packs each prompt once with all its completions: `prompt + A + B` in one sequence.
+
+    B continues the prompt as if A were not there: a block mask hides A from B, and B's positions
+    restart where the prompt ended. The prompt is computed once instead of once per completion,
+    and the result is exact.
+
+    Args:
+        prompt_ids: N prompts, at least one token each.
+        completion_ids: N tuples of completions, at least one token each.
+        pad_token_id: Any valid token id.
+
+    Returns:
+        A batch whose completions are numbered row by row: `0 .. N * 2 - 1` for pairs.
+    """
+    rows = [
+        (*p, *(t for c in cs for t in c)) for p, cs in zip(prompt_ids, completion_ids, strict=True)
+    ]
+    size, width = len(rows), max(map(len, rows))
+    segments = torch.zeros(size, width, dtype=torch.long)  # 0 prompt, 1.. completions, -1 padding
+    positions = torch.zeros(size, width, dtype=torch.long)
+    predictors: list[int] = []
+    owners: list[int] = []
+    targets: list[int] = []
+    completion = 0
+    for row, (prompt, parts) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
+        cursor = len(prompt)
+        positions[row, :cursor] = torch.arange(cursor)
+        for segment, part in enumerate(parts, start=1):
+            end = cursor + len(part)
+            segments[row, cursor:end] = segment
+            positions[row, cursor:end] = torch.arange(len(prompt), len(prompt) + len(part))
+            # A completion's first token is predicted by the prompt's last one.
+            predictors.append(row * width + len(prompt) - 1)
+            predictors.extend(range(row * width + cursor, row * width + end - 1))
+            targets.extend(part)
+            owners.extend([completion] * len(part))
+            completion += 1
+            cursor = end
+        segments[row, cursor:] = -1
+    return TokenBatch(
+        input_ids=torch.tensor([(*r, *(pad_token_id,) * (width - len(r))) for r in rows]),
+        predictors=torch.tensor(predictors),
+        targets=torch.tensor(targets),
+        owners=torch.tensor(owners),
+        num_completions=completion,
+        attention_mask=_block_mask(segments),
+        position_ids=positions,
+    )
+
+
+def completion_logps(model: nn.Module, batch: TokenBatch, *, linear_head: bool) -> CompletionLogps:
+    """Log-probabilities and entropies of every completion in the batch.
+
+    Args:
+        model: A causal language model, possibly wrapped (PEFT, DDP).
+        batch: What `collate_pairs` or `collate_sequences` made.
+        linear_head: Whether the model's logits are a plain linear map of its hidden states
+            (`head_is_linear`). If so the head is applied in chunks to completion positions only;
+            otherwise the model computes its own logits everywhere and they are gathered.
+
+    Returns:
+        Sums over each completion's tokens.
+    """
+    kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.position_ids is not None:
+        kwargs["position_ids"] = batch.position_ids
+    if batch.attention_mask is not None:
+        kwargs["attention_mask"] = _additive_mask(batch.attention_mask, model)
+    if linear_head:
+        with _bare_hidden_states(model) as head:
+            hidden = model(**kwargs).logits  # [N, S, D]
+        rows = hidden.flatten(0, 1)[batch.predictors]  # [M, D]
+        token_logps, token_entropies = chunked_logps(rows, head.weight, batch.targets, head.bias)
+    else:
+        logits = model(**kwargs).logits.flatten(0, 1)[batch.predictors].float()  # [M, V]
+        all_logps = logits.log_softmax(dim=-1)
+        token_logps = all_logps.gather(-1, batch.targets[:, None]).squeeze(-1)
+        with torch.no_grad():
+            token_entropies = -(all_logps.exp() * all_logps).sum(dim=-1)
+    zeros = torch.zeros(batch.num_completions, device=token_logps.device, dtype=token_logps.dtype)
+    return CompletionLogps(
+        logps=zeros.index_add(0, batch.owners, token_logps),
+        entropies=zeros.index_add(0, batch.owners, token_entropies.detach()),
+        lengths=zeros.index_add(0, batch.owners, torch.ones_like(token_entropies)),
+    )
+
+
+def chunked_logps(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of given tokens under a linear vocabulary head, chunk by chunk.
+
+    Equal to `log_softmax(hidden @ weight.T + bias)` at the targets, but no more than
+    `LOGIT_CHUNK_ELEMENTS` logits exist at once. The gradient with respect to the hidden states,
+    `weight[target] - softmax @ weight`, is made in the same pass while the softmax is at hand,
+    so that backward multiplies nothing when the head is frozen.
+
+    Args:
+        hidden: `[M, D]`.
+        weight: `[V, D]`.
+        targets: `[M]` token ids.
+        bias: `[V]` or None.
+
+    Returns:
+        Log-probabilities `[M]` in fp32 nats, and entropies `[M]` (not differentiable).
+    """
+    logps, entropies = _ChunkedLogps.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return logps, entropies
+
+
+class _ChunkedLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        wants_hidden = ctx.needs_input_grad[0]
+        head = weight.to(hidden.dtype)
+        logps, entropies = (torch.empty(len(hidden), device=hidden.device) for _ in range(2))
+        unit = torch.empty_like(hidden) if wants_hidden else None  # d logp / d hidden  [M, D]
+        for rows in _row_chunks(len(hidden), len(weight)):
+            logits, chunk_targets = _logits(hidden[rows], head, bias), targets[rows, None]
+            normalizer = logits.logsumexp(dim=-1, keepdim=True)  # [m, 1]
+            logps[rows] = (logits.gather(-1, chunk_targets) - normalizer).squeeze(-1)
+            expected = (logits - normalizer).exp_()  # the softmax  [m, V]
+            entropies[rows] = normalizer.squeeze(-1) - torch.linalg.vecdot(expected, logits)
+            if unit is not None:
+                unit[rows] = F.embedding(targets[rows], head) - expected.to(head.dtype) @ head
+        ctx.save_for_backward(hidden, weight, bias, targets, unit)
+        ctx.mark_non_differentiable(entropies)
+        return logps, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, unit = ctx.saved_tensors
+        grad_hidden = None if unit is None else unit * grad_logps[:, None].to(unit.dtype)
+        wants_weight, wants_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        if not (wants_weight or wants_bias):
+            return grad_hidden, None, None, None
+        grad_weight = torch.zeros_like(weight)
+        grad_bias = None if bias is None else torch.zeros_like(bias)
+        head = weight.to(hidden.dtype)
+        for rows in _row_chunks(len(hidden), len(weight)):
+            residual = _logits(hidden[rows], head, bias).softmax(dim=-1).neg_()  # [m, V]
+            residual.scatter_add_(-1, targets[rows, None], torch.ones_like(residual[:, :1])).mul_(
+                grad_logps[rows, None]
+            )
+            grad_weight += (residual.to(hidden.dtype).T @ hidden[rows]).to(weight.dtype)
+            if grad_bias is not None:
+                grad_bias += residual.sum(dim=0).to(grad_bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None
+
+
+@torch.no_grad()
+def head_is_linear(model: nn.Module, *, tolerance: float = 1e-5) -> bool:
+    """Whether `logits = head(hidden)` exactly, tried on a few tokens rather than believed.
+
+    False for models that cap, scale or otherwise treat their logits after the head (Gemma 2,
+    Cohere, Granite), for heads that carry an adapter or are quantized, and for models whose
+    output has no such head.
+
+    Args:
+        model: A causal language model, possibly wrapped.
+        tolerance: Largest relative difference allowed, of the largest logit.
+
+    Returns:
+        Whether `completion_logps` may use the chunked head.
+    """
+    head = _output_head(model)
+    if type(head) is not nn.Linear or head.weight.dim() != 2 or head.weight.is_meta:
+        return False
+    was_training = model.training
+    model.eval()
+    try:
+        ids = torch.arange(4, device=head.weight.device)[None]  # [1, 4]
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        with _bare_hidden_states(model):
+            hidden = model(input_ids=ids, use_cache=False).logits
+        if hidden.shape[-1] != head.weight.shape[1]:
+            return False
+        expected = F.linear(hidden, head.weight.to(hidden.dtype), head.bias).float()
+        return bool((logits - expected).abs().max() <= tolerance * logits.abs().max())
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _bare_hidden_states(model: nn.Module) -> Iterator[nn.Linear]:
+    """Within it, the model's `logits` are its last hidden states: its head passes them through.
+
+    The call still enters by the outermost wrapper, so that DDP and FSDP see a normal forward.
+    """
+    head = _output_head(model)
+    assert isinstance(head, nn.Linear)
+    head.forward = _identity  # type: ignore[method-assign]
+    try:
+        yield head
+    finally:
+        del head.forward
+
+
+def _identity(input: Tensor) -> Tensor:
+    return input
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    while not hasattr(model, "get_output_embeddings") and hasattr(model, "module"):
+        model = model.module  # type: ignore[assignment]
+    getter = getattr(model, "get_output_embeddings", None)
+    return getter() if callable(getter) else None
+
+
+def _block_mask(segments: Tensor) -> Tensor:
+    """Who sees whom: `[N, 1, S, S]` bool. Causal, and completions see the prompt and themselves."""
+    width = segments.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    same = segments[:, :, None] == segments[:, None, :]
+    prompt = segments[:, None, :] == 0
+    return ((same | prompt) & causal)[:, None]
+
+
+def _additive_mask(mask: Tensor, model: nn.Module) -> Tensor:
+    # A 4-D mask reaches the attention kernel as it is; a boolean one would be added as 0 and 1 by
+    # eager attention, so hand over what every implementation understands.
+    if mask.dim() != 4:
+        return mask
+    dtype = _compute_dtype(mask.device, model)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, torch.finfo(dtype).min
+    )
+
+
+def _compute_dtype(device: torch.device, model: nn.Module) -> torch.dtype:
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(hidden, head, None if bias is None else bias.to(hidden.dtype)).float()
+
+
+def _row_chunks(num_rows: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, LOGIT_CHUNK_ELEMENTS // vocabulary)
+    for start in range(0, num_rows, size):
+        yield slice(start, start + size)

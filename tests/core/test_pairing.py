@@ -1,0 +1,44 @@
+import hypothesis.strategies as st
+import torch
+from hypothesis import given
+
+from moodpo.core.pairing import pair_completions
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_pairing_by_hand():
+    utilities = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [NAN, 1.0], [5.0, -5.0]])
+    duplicates = torch.tensor([False, False, False, False, True])
+    pairing = pair_completions(utilities, duplicates=duplicates)
+    assert pairing.active.tolist() == [True, True, False, False, False]
+    assert pairing.order()[:2].tolist() == [[0, 1], [1, 0]]
+    assert pairing.ties.tolist() == [False, False, True, False, False]
+    assert pairing.undefined.tolist() == [False, False, False, True, False]
+    assert pairing.duplicates.tolist() == duplicates.tolist()
+
+
+def test_infinite_utilities_are_undefined_not_winners():
+    pairing = pair_completions(torch.tensor([[INF, 0.0], [-INF, 0.0], [INF, INF]]))
+    assert not pairing.active.any()
+    assert pairing.undefined.all()
+
+
+def test_differences_within_the_tolerance_tie():
+    pairing = pair_completions(torch.tensor([[0.0, 0.1], [0.0, 0.3]]), tolerance=0.2)
+    assert pairing.ties.tolist() == [True, False]
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(width=32), st.floats(width=32), st.booleans()), min_size=1, max_size=8
+    )
+)
+def test_every_pair_has_exactly_one_fate_and_the_chosen_is_never_worse(rows):
+    utilities = torch.tensor([[a, b] for a, b, _ in rows])
+    duplicates = torch.tensor([d for *_, d in rows])
+    pairing = pair_completions(utilities, duplicates=duplicates)
+    fates = torch.stack([pairing.active, pairing.ties, pairing.duplicates, pairing.undefined])
+    assert (fates.sum(0) == 1).all()
+    ordered = utilities.gather(1, pairing.order())[pairing.active]
+    assert (ordered[:, 0] > ordered[:, 1]).all()
