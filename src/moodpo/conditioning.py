@@ -1,0 +1,401 @@
+"""Conditioning: objective weights ↔ the system instruction, and instruction + prompt → token ids.
+
+Weights travel as data, never by reading text back: nothing that a prompt says can change which
+weights are logged, scored or trained. Knows nothing of models or rewards. The order of objectives
+is fixed by the `Conditioner`, which training writes to `moodpo.json`.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from moodpo.errors import ConfigError, WeightsError
+from moodpo.records import Prompt, TokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "WEIGHT_FORMATS",
+    "Conditioner",
+    "parse_weights",
+    "validate_weights",
+]
+
+SUM_TOLERANCE = 1e-3
+PLAIN_FORMAT = "{system}Human: {prompt}\n\nAssistant:"
+"""How a prompt reads for a model without a chat template; `system` ends with a blank line."""
+
+_GRADES = (
+    (0.85, "extremely {phrase}"),
+    (0.60, "very {phrase}"),
+    (0.40, "fairly {phrase}"),
+    (0.15, "slightly {phrase}"),
+    (0.00, "not {phrase}"),
+)
+
+
+def _decimal(weights: Sequence[float], names: Sequence[str]) -> str:
+    parts = _apportion(weights, 100)
+    return ", ".join(f"{n} {p / 100:.2f}" for n, p in zip(names, parts, strict=True))
+
+
+def _percent(weights: Sequence[float], names: Sequence[str]) -> str:
+    return ", ".join(f"{n} {p}%" for n, p in zip(names, _apportion(weights, 100), strict=True))
+
+
+def _unary(weights: Sequence[float], names: Sequence[str]) -> str:
+    # Spaces keep one token per mark: tokenizers merge runs like "#######" unpredictably.
+    bars = [" ".join("#" * p + "-" * (10 - p)) for p in _apportion(weights, 10)]
+    return ", ".join(f"{n} [{bar}]" for n, bar in zip(names, bars, strict=True))
+
+
+def _verbal(weights: Sequence[float], names: Sequence[str]) -> str:
+    # The strongest first: instruction-tuned models follow what they read first and most clearly.
+    ranked = sorted(zip(weights, names, strict=True), key=lambda pair: -pair[0])
+    return ", ".join(_grade(weight).format(phrase=name) for weight, name in ranked)
+
+
+_RENDERERS: dict[str, tuple[str, Callable[[Sequence[float], Sequence[str]], str]]] = {
+    "decimal": ("Objective weights: {weights}.", _decimal),
+    "percent": ("Objective weights: {weights}.", _percent),
+    "unary": ("Objective weights: {weights}.", _unary),
+    "verbal": ("Be {weights}.", _verbal),
+}
+WEIGHT_FORMATS: tuple[str, ...] = tuple(_RENDERERS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioner:
+    """Writes weights into the system instruction, always the same way.
+
+    Attributes:
+        objectives: Names in the order of every weight vector.
+        weight_format: `decimal` (0.70), `percent` (70%), `unary` (a bar of ten per objective),
+            `verbal` (words graded by weight), or several joined by `+`, as in `verbal+decimal`.
+        template: The user's own instruction in place of the default. `{weights}` stands for the
+            weights in `weight_format`, `{NAME}` for one objective's two-decimal weight.
+        phrases: What `verbal` says for an objective, such as `positivity: cheerful and
+            positive`; the objective's name where absent.
+        prompt_template: Frames the user's text for the policy, `{prompt}` standing for it, as in
+            `Summarize this post: {prompt}`. Rewards still see the raw prompt.
+    """
+
+    objectives: tuple[str, ...]
+    weight_format: str = "decimal"
+    template: str | None = None
+    phrases: Mapping[str, str] = field(default_factory=dict)
+    prompt_template: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        for part in self.weight_format.split("+"):
+            if part not in _RENDERERS:
+                raise ConfigError(
+                    f"Unknown weight_format {part!r}. Choose from {', '.join(WEIGHT_FORMATS)}, or "
+                    "join several with '+', as in 'verbal+decimal'."
+                )
+        if self.template is not None:
+            _check_template(self.template, self.objectives)
+        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
+            raise ConfigError(
+                f"The prompt template {self.prompt_template!r} has no {{prompt}}. Say where the "
+                "user's text goes."
+            )
+
+    def instruction(self, weights: Sequence[float]) -> str:
+        """The system instruction for one weight vector.
+
+        Args:
+            weights: K values on the simplex, in the order of `objectives`.
+
+        Returns:
+            One line of text.
+        """
+        weights = [float(w) for w in weights]
+        if len(weights) != len(self.objectives):
+            raise WeightsError(_wrong_count(len(weights), self.objectives))
+        rendered = [self._render(part, weights) for part in self.weight_format.split("+")]
+        if self.template is None:
+            frames = [_RENDERERS[part][0] for part in self.weight_format.split("+")]
+            return " ".join(
+                frame.format(weights=text) for frame, text in zip(frames, rendered, strict=True)
+            )
+        shares = [p / 100 for p in _apportion(weights, 100)]
+        values = {n: f"{s:.2f}" for n, s in zip(self.objectives, shares, strict=True)}
+        return self.template.format(weights="; ".join(rendered), **values)
+
+    def messages(self, prompt: Prompt, weights: Sequence[float] | None) -> list[dict[str, str]]:
+        """The conversation the policy sees.
+
+        Args:
+            prompt: The raw prompt; its own system turn, if any, follows the weight instruction.
+            weights: K values on the simplex, or None for the unconditioned conversation.
+
+        Returns:
+            Messages, the instruction first as a system turn.
+        """
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        conversation = [dict(turn) for turn in turns]
+        if self.prompt_template is not None:
+            # replace, not format: braces in the user's text are the user's
+            text = self.prompt_template.replace("{prompt}", conversation[-1]["content"])
+            conversation[-1]["content"] = text
+        if weights is None:
+            return conversation
+        instruction = self.instruction(weights)
+        if conversation and conversation[0]["role"] == "system":
+            own = conversation.pop(0)["content"]
+            instruction = f"{instruction}\n\n{own}"
+        return [{"role": "system", "content": instruction}, *conversation]
+
+    def encode(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Prompt,
+        weights: Sequence[float] | None,
+    ) -> TokenIds:
+        """Token ids of the conditioned prompt, up to where the completion starts.
+
+        Text of the prompt can never become control tokens: where it spells one, such as
+        `<|im_start|>`, it is tokenized as plain characters (transformers#29279).
+
+        Args:
+            tokenizer: The policy's tokenizer.
+            prompt: The raw prompt.
+            weights: K values on the simplex, or None for the unconditioned prompt.
+
+        Returns:
+            Token ids, special tokens included.
+        """
+        return encode_messages(tokenizer, self.messages(prompt, weights))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description, for `moodpo.json`."""
+        return {
+            "objectives": list(self.objectives),
+            "weight_format": self.weight_format,
+            "template": self.template,
+            "phrases": dict(self.phrases),
+            "prompt_template": self.prompt_template,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Conditioner:
+        """The conditioner that `to_dict` described."""
+        return cls(**{**values, "objectives": tuple(values["objectives"])})
+
+    def _render(self, part: str, weights: Sequence[float]) -> str:
+        names = self.objectives
+        if part == "verbal":
+            names = tuple(self.phrases.get(name, name) for name in names)
+        return _RENDERERS[part][1](weights, names)
+
+
+def encode_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> TokenIds:
+    """Tokenizes a conversation with a generation prompt, safe against injected control tokens.
+
+    Args:
+        tokenizer: With a chat template, or without one (then `PLAIN_FORMAT` is used, earlier
+            turns written as `Human:` / `Assistant:` too).
+        messages: An optional system turn, then user and assistant turns.
+
+    Returns:
+        Token ids.
+    """
+    control = _control_tokens(tokenizer)
+    # A stand-in from the private use area cannot be merged, trimmed or mistaken for a token.
+    suspicious = [any(mark in m["content"] for mark in (*control, "\ue000")) for m in messages]
+    stand_ins = {
+        f"\ue000{i}\ue001": m["content"]
+        for i, (m, odd) in enumerate(zip(messages, suspicious, strict=True))
+        if odd
+    }
+    keys = iter(stand_ins)
+    safe = [
+        {**m, "content": next(keys)} if odd else dict(m)
+        for m, odd in zip(messages, suspicious, strict=True)
+    ]
+    pieces = _split_at(_render_conversation(tokenizer, safe), list(stand_ins))
+    ids: list[int] = []
+    for piece in pieces:
+        literal = piece in stand_ins
+        text = stand_ins.get(piece, piece)
+        ids.extend(
+            tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
+        )
+    if tokenizer.chat_template is None:
+        prefix = tokenizer("")["input_ids"]
+        # Only a leading BOS: a plain prompt continues, so nothing may end it.
+        ids = [t for t in prefix if t == tokenizer.bos_token_id][:1] + ids
+    return tuple(ids)
+
+
+def parse_weights(text: str, objectives: Sequence[str]) -> tuple[float, ...]:
+    """Reads `helpful=0.7,harmless=0.3`; names left out weigh 0.
+
+    Args:
+        text: Comma-separated `NAME=VALUE`.
+        objectives: Known names, in order.
+
+    Returns:
+        Weights in the order of `objectives`, on the simplex.
+
+    Raises:
+        WeightsError: If a part is malformed, or as `validate_weights`.
+    """
+    weights: dict[str, float] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise WeightsError(
+                f"Cannot read {part!r} in the weights {text!r}. Write NAME=VALUE, comma-separated, "
+                f"as in {','.join(f'{n}={1 / len(objectives):.2g}' for n in objectives)}."
+            ) from None
+        if name.strip() in weights:
+            raise WeightsError(f"The weights {text!r} name {name.strip()!r} twice. Name it once.")
+        weights[name.strip()] = number
+    return validate_weights(weights, objectives)
+
+
+def validate_weights(
+    weights: Mapping[str, float] | Sequence[float], objectives: Sequence[str]
+) -> tuple[float, ...]:
+    """Checks objective weights and normalizes their sum to 1.
+
+    Args:
+        weights: By name (missing names weigh 0), or K values in the order of `objectives`.
+        objectives: Known names, in order.
+
+    Returns:
+        K weights on the simplex. Warns if the sum was off by more than 1e-3.
+
+    Raises:
+        WeightsError: On unknown names, a wrong count, negative or non-finite values, or all zero.
+    """
+    if isinstance(weights, Mapping):
+        for name in weights:
+            if name not in objectives:
+                close = get_close_matches(name, objectives, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise WeightsError(
+                    f"Unknown objective {name!r} in the weights; this policy knows "
+                    f"{', '.join(objectives)}.{hint}"
+                )
+        values = [float(weights.get(name, 0.0)) for name in objectives]
+    else:
+        values = [float(w) for w in weights]
+        if len(values) != len(objectives):
+            raise WeightsError(_wrong_count(len(values), objectives))
+    for name, value in zip(objectives, values, strict=True):
+        if not math.isfinite(value) or value < 0:
+            raise WeightsError(
+                f"The weight of {name!r} is {value}; weights must be finite and at least 0."
+            )
+    total = math.fsum(values)
+    if total <= 0:
+        raise WeightsError("All weights are 0. Give at least one objective a positive weight.")
+    if abs(total - 1) > SUM_TOLERANCE:
+        warnings.warn(f"Objective weights sum to {total:g}; normalized to 1.", stacklevel=2)
+    return tuple(value / total for value in values)
+
+
+def _apportion(weights: Sequence[float], units: int) -> list[int]:
+    """Whole shares that sum to exactly `units` (largest remainders), so that text sums to 1."""
+    exact = [w * units for w in weights]
+    shares = [math.floor(e + 1e-9) for e in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
+    for i in by_remainder[: max(0, round(sum(exact)) - sum(shares))]:
+        shares[i] += 1
+    return shares
+
+
+def _grade(weight: float) -> str:
+    return next(words for threshold, words in _GRADES if weight >= threshold)
+
+
+def _wrong_count(got: int, objectives: Sequence[str]) -> str:
+    return (
+        f"objective_weights has {got} entries but there are {len(objectives)} objectives "
+        f"({', '.join(objectives)}). Pass one weight per objective, in this order."
+    )
+
+
+def _check_template(template: str, objectives: Sequence[str]) -> None:
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise ConfigError(
+            f"The instruction template {template!r} is malformed: {error}. Write literal braces "
+            "as {{ and }}."
+        ) from None
+    unknown = fields - {"weights", *objectives}
+    missing = [] if "weights" in fields else [n for n in objectives if n not in fields]
+    if unknown or missing:
+        problem = f"unknown fields {sorted(unknown)}" if unknown else f"no field for {missing}"
+        raise ConfigError(
+            f"The instruction template {template!r} has {problem}. Use {{weights}}, or one field "
+            f"per objective: {', '.join('{' + n + '}' for n in objectives)}."
+        )
+
+
+def _render_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> str:
+    if tokenizer.chat_template is None:
+        return _plain_conversation(messages)
+    if messages[0]["role"] == "system" and not _has_system_role(tokenizer.chat_template, tokenizer):
+        messages = _fold_system(messages)
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _plain_conversation(messages: Sequence[Mapping[str, str]]) -> str:
+    speakers = {"user": "Human", "assistant": "Assistant"}
+    system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
+    turns = [m for m in messages if m["role"] != "system"]
+    earlier = "".join(f"{speakers[m['role']]}: {m['content']}\n\n" for m in turns[:-1])
+    return PLAIN_FORMAT.format(system=system + earlier, prompt=turns[-1]["content"])
+
+
+def _fold_system(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    first, *rest = (dict(m) for m in messages[1:])
+    return [{**first, "content": f"{messages[0]['content']}\n\n{first['content']}"}, *rest]
+
+
+@lru_cache(maxsize=64)
+def _has_system_role(chat_template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes a system turn out: some raise, others drop it silently."""
+    probe = [{"role": "system", "content": "\ue002"}, {"role": "user", "content": "x"}]
+    try:
+        return "\ue002" in tokenizer.apply_chat_template(probe, tokenize=False)
+    except Exception:  # templates raise what they like
+        return False
+
+
+@lru_cache(maxsize=64)
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    return tuple(added | set(tokenizer.all_special_tokens))
+
+
+def _split_at(text: str, marks: Sequence[str]) -> list[str]:
+    pieces = [text]
+    for mark in marks:
+        pieces = [
+            part
+            for piece in pieces
+            for i, chunk in enumerate(piece.split(mark))
+            for part in ([mark, chunk] if i else [chunk])
+        ]
+    return [piece for piece in pieces if piece]

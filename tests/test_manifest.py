@@ -1,0 +1,82 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from moodpo.errors import ManifestError
+from moodpo.manifest import (
+    RunManifest,
+    check_continuation,
+    hash_weights,
+    write_json,
+)
+
+MANIFEST = RunManifest(
+    objectives=("helpful", "harmless"),
+    rewards=({"name": "helpful"}, {"name": "harmless"}),
+    conditioning={"weight_format": "decimal", "template": None},
+    scalarization="linear",
+    normalizer={"kind": "calibrate", "mean": [0.1, 1 / 3]},
+    reference={"kind": "base"},
+    lineage=({"path": "iter0"},),
+)
+
+
+def test_round_trip_is_exact(tmp_path):
+    MANIFEST.save(tmp_path)
+    assert RunManifest.load(tmp_path) == MANIFEST
+
+
+def test_missing_and_damaged_files_say_what_to_do(tmp_path):
+    with pytest.raises(ManifestError, match="--reward_models"):
+        RunManifest.load(tmp_path)
+    path = MANIFEST.save(tmp_path)
+    text = path.read_text()
+    path.write_text(text[:-20])
+    with pytest.raises(ManifestError, match="damaged"):
+        RunManifest.load(tmp_path)
+    path.write_text(text.replace('"version": 1', '"version": 99'))
+    with pytest.raises(ManifestError, match="version 99"):
+        RunManifest.load(tmp_path)
+    values = json.loads(text)
+    path.write_text(json.dumps({**values, "surprise": 1}))
+    with pytest.raises(ManifestError, match="surprise"):
+        RunManifest.load(tmp_path)
+    del values["scalarization"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ManifestError, match="incomplete"):
+        RunManifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objectives": ("helpful", "humor")}, "objectives = helpful, harmless"),
+        ({"objectives": ("harmless", "helpful")}, "the order of objectives"),
+        ({"conditioning": {"weight_format": "unary", "template": None}}, "weight_format"),
+        ({"conditioning": {"weight_format": "decimal", "template": "x"}}, "template"),
+    ],
+)
+def test_a_next_iteration_that_reads_weights_differently_is_refused(change, message):
+    check_continuation(MANIFEST, MANIFEST, source="iter1")
+    with pytest.raises(ManifestError, match=message):
+        check_continuation(MANIFEST, replace(MANIFEST, **change), source="iter1")
+
+
+def test_writing_json_leaves_no_half_file_behind(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_hash_weights_sees_every_change(tmp_path):
+    assert hash_weights(tmp_path) is None
+    save_file({"w": torch.zeros(2)}, tmp_path / "adapter_model.safetensors")
+    first = hash_weights(tmp_path)
+    save_file({"w": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
+    assert first != hash_weights(tmp_path)
