@@ -1,0 +1,91 @@
+"""Tasks as data: what `--exp_type` and the embedded default stand for.
+
+A task brings the prompt's frame, lengths, and how its rewards read as words. Nothing here loads
+anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moodpo.errors import ConfigError
+
+__all__ = ["EMBEDDED", "PHRASES", "TASKS", "Task", "get_task"]
+
+PHRASES: Mapping[str, str] = {
+    "helpful": "helpful",
+    "harmless": "harmless",
+    "humor": "funny",
+    "deberta": "high-quality",
+    "summary": "complete",
+    "faithful": "faithful to the text",
+    "positivity": "cheerful and positive",
+    "objectivity": "neutral and factual",
+    "neutrality": "neutral in tone",
+    "brevity": "brief",
+    "detail": "detailed",
+    "plainness": "plain and simple",
+}
+"""How an objective reads in a sentence such as "Be very …"; its own name where absent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Defaults that belong together; every one of them can be overridden by its flag."""
+
+    name: str
+    prompt_template: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task(name="assistant"),
+        Task(
+            name="summary",
+            # The post is raw for the rewards (post and summary); the policy is told the job.
+            prompt_template="Summarize the following post.\n\n{prompt}\n\nSummary:",
+            defaults={"max_prompt_length": 640, "max_new_tokens": 48},
+        ),
+    )
+}
+
+EMBEDDED: Mapping[str, Any] = {
+    "sft_model_path": "embedded",
+    "csv_path": "embedded",
+    "eval_csv_path": "embedded",
+    "reward_models": ("brevity", "detail"),
+    "output_dir": "outputs/default",
+    "bf16": True,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 3,
+    "max_steps": 40,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "max_new_tokens": 48,
+    "weight_format": "verbal",
+    "concentration": (0.5,),
+    "logging_steps": 1,
+    "save_steps": 20,
+    "sweep_weights": 5,
+    "sweep_prompts": 24,
+}
+"""Flags of `moodpo train` without arguments: everything runs offline, on a laptop's CPU."""
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"Unknown exp_type {name!r}. Choose one of {', '.join(TASKS)}.")
+    return TASKS[name]

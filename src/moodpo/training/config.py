@@ -1,0 +1,188 @@
+"""`MOODPOConfig`: every setting of a training run, one sentence each, checked at the door.
+
+Extends `transformers.TrainingArguments`, so that every flag of the Trainer keeps its name and
+meaning. Knows nothing of the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from moodpo.conditioning import WEIGHT_FORMATS
+from moodpo.core.loss import LOSS_TYPES
+from moodpo.core.scalarization import SCALARIZATIONS
+from moodpo.errors import ConfigError
+
+__all__ = ["NORMALIZATIONS", "RELABELINGS", "MOODPOConfig"]
+
+RELABELINGS = ("none", "antithetic")
+NORMALIZATIONS = ("none", "running", "calibrate")
+
+
+def _setting(room: str, default: Any, help_text: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help_text, "room": room, **metadata})
+
+
+@dataclass
+class MOODPOConfig(TrainingArguments):
+    """Settings of `MOODPOTrainer`, on top of `transformers.TrainingArguments`.
+
+    Each field's help is its documentation; `moodpo train --help` prints them by room.
+
+    Raises:
+        ConfigError: From `__post_init__`, naming the setting, the range and the remedy.
+    """
+
+    learning_rate: float = _setting("trainer", 5e-7, "Initial learning rate of the optimizer.")
+    logging_steps: float = _setting(
+        "trainer", 10, "Log every so many optimizer steps, or that fraction of all steps."
+    )
+    remove_unused_columns: bool | None = _setting(
+        "trainer", False, "Kept False: reward functions may read any column."
+    )
+
+    # Rollout
+    max_prompt_length: int = _setting(
+        "rollout", 512, "Longest conditioned prompt in tokens, weight instruction included."
+    )
+    prompt_overflow: str = _setting(
+        "rollout",
+        "drop",
+        "What to do with prompts over the limit: drop them, or truncate the user's text (never "
+        "the weight instruction).",
+        choices=["drop", "truncate"],
+    )
+    max_new_tokens: int = _setting("rollout", 128, "Longest completion in tokens.")
+    min_new_tokens: int = _setting("rollout", 0, "Shortest completion in tokens.")
+    temperature: float = _setting("rollout", 1.0, "Sampling temperature, above 0.")
+    top_p: float = _setting("rollout", 1.0, "Nucleus sampling mass; 1 samples from everything.")
+    top_k: int = _setting("rollout", 0, "Sample among the k likeliest tokens; 0 is off.")
+    generation_batch_size: int = _setting(
+        "rollout", 64, "Sequences that are sampled at once, on each device."
+    )
+
+    # Weights and conditioning
+    concentration: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={
+            "help": "Dirichlet concentration of the sampled weights, one value or one per "
+            "objective; 1 is uniform, lower favors corners.",
+            "room": "weights",
+        },
+    )
+    weight_format: str = _setting(
+        "weights",
+        "decimal",
+        f"How weights are written into the system instruction: {', '.join(WEIGHT_FORMATS)}, or "
+        "several joined by '+'.",
+    )
+    instruction_template: str | None = _setting(
+        "weights",
+        None,
+        "Your own weight instruction; {weights} stands for all weights, {NAME} for one.",
+    )
+    scalarization: str = _setting(
+        "weights",
+        "linear",
+        "How K rewards become one utility: linear, or chebyshev for concave fronts.",
+        choices=list(SCALARIZATIONS),
+    )
+
+    # Rewards
+    reward_batch_size: int = _setting("rewards", 16, "Texts that a reward model scores at once.")
+    reward_normalization: str = _setting(
+        "rewards",
+        "calibrate",
+        "Scale of each objective: none, running (all rewards so far), or calibrate (z-score on "
+        "the reference's own samples before step 1).",
+        choices=list(NORMALIZATIONS),
+    )
+    calibration_prompts: int = _setting(
+        "rewards", 64, "Prompts sampled twice each for reward_normalization=calibrate."
+    )
+
+    # Preference learning
+    beta: float = _setting("loss", 0.1, "Strength of the pull toward the reference, per nat.")
+    loss_type: str = _setting(
+        "loss", "sigmoid", "Loss of the DPO family.", choices=list(LOSS_TYPES)
+    )
+    label_smoothing: float = _setting(
+        "loss",
+        0.0,
+        "Assumed fraction of flipped preferences: conservative DPO with sigmoid, unbiased with "
+        "robust; below 0.5.",
+    )
+    relabel: str = _setting(
+        "loss",
+        "antithetic",
+        "Train each scored pair also under the opposite weights, with its own winner there: none "
+        "or antithetic.",
+        choices=list(RELABELINGS),
+    )
+    reference: str = _setting(
+        "loss",
+        "base",
+        "What the policy is held close to: base (the SFT model), initial (the policy at step 0), "
+        "or a path to an adapter or model.",
+    )
+    disable_dropout: bool = _setting(
+        "loss", False, "Set every dropout of the policy to 0, the adapter's included."
+    )
+
+    # Observation
+    log_completions: int = _setting(
+        "logs", 8, "Sample completions in each log's table; 0 writes none."
+    )
+
+    rooms: ClassVar[tuple[str, ...]] = ("rollout", "weights", "rewards", "loss", "logs")
+
+    def __post_init__(self) -> None:
+        """Checks ranges, then lets `TrainingArguments` do its own."""
+        if isinstance(self.concentration, (int, float)):
+            self.concentration = [float(self.concentration)]
+        self._check_ranges()
+        self._check_choices()
+        super().__post_init__()
+
+    def _check_ranges(self) -> None:
+        limits = {
+            "per_device_train_batch_size": (1, None),
+            "per_device_eval_batch_size": (1, None),
+            "gradient_accumulation_steps": (1, None),
+            "max_new_tokens": (1, None),
+            "min_new_tokens": (0, self.max_new_tokens),
+            "max_prompt_length": (1, None),
+            "top_k": (0, None),
+            "top_p": (1e-6, 1),
+            "temperature": (1e-4, None),
+            "generation_batch_size": (1, None),
+            "reward_batch_size": (1, None),
+            "calibration_prompts": (2, None),
+            "beta": (1e-8, None),
+            "label_smoothing": (0, 0.4999),
+            "log_completions": (0, None),
+            "learning_rate": (0, None),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value or (high is not None and value > high):
+                upper = "" if high is None else f" and at most {high:g}"
+                raise ConfigError(f"{name} must be at least {low:g}{upper}; got {value}.")
+        if not self.concentration or any(not value > 0 for value in self.concentration):
+            raise ConfigError(
+                f"concentration must be positive, got {self.concentration}. Pass one value or one "
+                "per objective; 1 is uniform over the simplex."
+            )
+
+    def _check_choices(self) -> None:
+        for setting in fields(self):
+            choices = setting.metadata.get("choices")
+            if "room" in setting.metadata and choices:
+                value = getattr(self, setting.name)
+                if value not in choices:
+                    raise ConfigError(
+                        f"{setting.name} must be one of {', '.join(choices)}; got {value!r}."
+                    )

@@ -1,0 +1,161 @@
+"""What a person sees of a run: the progress bar's phase, sample completions, a clean interrupt."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import (
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from moodpo.core.pairing import Pairing
+from moodpo.records import RolloutBatch, prompt_text
+
+__all__ = [
+    "InterruptCallback",
+    "PhaseProgress",
+    "append_jsonl",
+    "report_samples",
+    "sample_rows",
+]
+
+Row = dict[str, Any]
+
+
+class PhaseProgress(ProgressCallback):  # type: ignore[misc]
+    """The Trainer's progress bar, with the phase that a step is in."""
+
+    def show(self, phase: str) -> None:
+        """Names the phase behind the bar."""
+        if self.training_bar is not None:
+            self.training_bar.set_postfix_str(phase)
+
+
+class InterruptCallback(TrainerCallback):  # type: ignore[misc]
+    """Turns the first Ctrl-C or SIGTERM into: finish this step, save a checkpoint, stop.
+
+    A second one interrupts at once. Stopping between steps is what makes the checkpoint exact.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Starts listening."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Saves and stops if a signal came during the step."""
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Stops listening."""
+        self._restore()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+
+def sample_rows(
+    rollout: RolloutBatch, pairing: Pairing, objectives: Sequence[str], *, step: int, limit: int
+) -> list[Row]:
+    """The first prompts of a rollout as table rows: weights, both completions, rewards, choice."""
+    rows: list[Row] = []
+    for i in range(min(limit, len(rollout))):
+        row: Row = {"step": step, "prompt": prompt_text(rollout.prompts[i])}
+        row |= {f"weight/{n}": round(w, 3) for n, w in _named(objectives, rollout.weights[i])}
+        for j, completion in enumerate(rollout.completions[i]):
+            row[f"completion_{j}"] = completion
+            row |= {
+                f"{n}_{j}": round(r, 4) if r == r else None
+                for n, r in _named(objectives, rollout.rewards[i, j])
+            }
+        row["chosen"] = int(pairing.chosen[i]) if bool(pairing.active[i]) else None
+        rows.append(row)
+    return rows
+
+
+def report_samples(
+    rows: Sequence[Row], callbacks: Sequence[TrainerCallback], report_to: Sequence[str], step: int
+) -> None:
+    """Writes sample completions as a table to every tracker of the run.
+
+    Args:
+        rows: From `sample_rows`.
+        callbacks: The trainer's callbacks: TensorBoard's writer is found among them.
+        report_to: Names of trackers.
+        step: The global step.
+    """
+    columns = list(rows[0])
+    cells = [[row[c] for c in columns] for row in rows]
+    if "wandb" in report_to:
+        import wandb
+
+        if wandb.run is not None:
+            table = wandb.Table(columns=columns, data=cells)
+            wandb.log({"completions": table}, step=None, commit=False)
+    if "trackio" in report_to:
+        import pandas
+        import trackio
+
+        trackio.log({"completions": trackio.Table(dataframe=pandas.DataFrame(rows))})
+    if "tensorboard" in report_to:
+        for callback in callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            if writer is not None:
+                writer.add_text("completions", _markdown(columns, cells), step)
+
+
+def append_jsonl(path: Path, rows: Sequence[Row]) -> None:
+    """Appends rows to a JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _named(objectives: Sequence[str], values: Any) -> list[tuple[str, float]]:
+    return list(zip(objectives, values.tolist(), strict=True))
+
+
+def _markdown(columns: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
+    def line(values: Sequence[Any]) -> str:
+        texts = (str(v).replace("|", "\\|").replace("\n", " ") for v in values)
+        return "| " + " | ".join(texts) + " |"
+
+    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, cells)])

@@ -1,0 +1,712 @@
+"""`MOODPOTrainer`: Multi-Objective Online DPO on `transformers.Trainer`, through public hooks only.
+
+One rollout serves one whole optimizer step. `get_batch_samples` hands over all prompts of the step
+before any policy graph exists, so there is one generate call, one scoring pass per reward and one
+reference pass, and the loss is averaged over the active pairs of the step: accumulation and the
+number of processes change memory and time, never the gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from moodpo.conditioning import Conditioner
+from moodpo.core.logps import (
+    TokenBatch,
+    collate_pairs,
+    completion_logps,
+    head_is_linear,
+)
+from moodpo.core.loss import preference_loss
+from moodpo.core.pairing import pair_completions
+from moodpo.core.scalarization import scalarize
+from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
+from moodpo.generation.base import Generator, SamplingConfig
+from moodpo.generation.hf import HFGenerator
+from moodpo.manifest import RunManifest, write_json
+from moodpo.records import PairBatch, PromptBatch, RolloutBatch
+from moodpo.rewards import Reward, RewardPanel, load_rewards
+from moodpo.rewards.normalize import Normalizer
+from moodpo.training.card import write_model_card
+from moodpo.training.config import MOODPOConfig
+from moodpo.training.metrics import MetricStore, PhaseClock
+from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
+from moodpo.training.reference import make_reference
+from moodpo.training.rollout import PairStatistics, RolloutCollector, build_pairs, derive_seed
+
+__all__ = ["MOODPOTrainer"]
+
+logger = logging.getLogger(__name__)
+
+STATE_NAME = "moodpo_state.json"
+REFERENCE_TOKENS = 16_384  # tokens of one no-grad forward pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """What one forward and backward pass needs."""
+
+    tokens: TokenBatch | None  # None when the optimizer step has fewer active pairs than passes
+    ref_logps: Tensor  # [P, 2]
+    own: Tensor  # [P] bool: completions were sampled under these very weights
+    scale: float  # 1 / active pairs of the whole optimizer step, over all processes
+
+
+class MOODPOTrainer(Trainer):  # type: ignore[misc]
+    """Trains one policy for every weighting of several rewards (MO-ODPO, Gupta et al. 2025).
+
+    Args:
+        model: A causal language model, a PEFT model, or a path or Hub id.
+        ref_model: A frozen reference of its own; by default `args.reference` says what it is.
+        reward_funcs: At least two: preset names, model paths, `PreTrainedModel`s, or callables
+            `f(prompts, completions, **columns) -> list[float | None]`, as in TRL.
+        args: The settings.
+        train_dataset: Rows with a `prompt`: text, or messages that end with a user turn. Other
+            columns reach reward functions.
+        eval_dataset: The same, for `evaluate()`.
+        processing_class: The policy's tokenizer; by default the model's own.
+        peft_config: Wraps the model in a fresh adapter.
+        conditioner: How weights are written; by default as `args` and the reward names say.
+        lineage: Records of earlier iterations, for `moodpo.json`.
+        start: The checkpoint that `model`'s trained weights come from, if any.
+        base: Path or id of the SFT model; by default the model's own name.
+        task: Name of the task preset, for `moodpo.json`.
+        callbacks: As in `transformers.Trainer`.
+        optimizers: As in `transformers.Trainer`.
+
+    Raises:
+        ConfigError: If the settings and the model do not fit together.
+        RewardSpecError: If a reward is not one, or there are fewer than two.
+    """
+
+    # The loss is averaged over the step's active pairs already (transformers >= 5.19).
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        ref_model: PreTrainedModel | None = None,
+        reward_funcs: Sequence[str | PreTrainedModel | Callable[..., Any] | Reward] = (),
+        args: MOODPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+        *,
+        conditioner: Conditioner | None = None,
+        lineage: Sequence[Mapping[str, Any]] = (),
+        start: str | None = None,
+        base: str | None = None,
+        task: str = "assistant",
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = args or MOODPOConfig(output_dir="moodpo-output")
+        model, tokenizer = _load(model, processing_class, args)
+        base = base or getattr(model.config, "_name_or_path", None) or None
+        if peft_config is not None:
+            model = _wrap_peft(model, peft_config)
+        if args.activation_checkpointing and args.activation_checkpointing_kwargs is None:
+            # Reentrant checkpoints need inputs with gradients, which a frozen embedding has not.
+            args.activation_checkpointing_kwargs = {"use_reentrant": False}
+        if args.disable_dropout:
+            _disable_dropout(model)
+        self._metrics = {"train": MetricStore(), "eval": MetricStore()}
+        self._samples: list[dict[str, Any]] = []
+        self._eval_position = 0
+        self._tokens_processed = 0
+        self._lineage, self._task, self._base, self._start = tuple(lineage), task, base, start
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=_collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._check_parallelism()
+        self.clock = PhaseClock(self._show_phase)
+        panel = self._make_panel(reward_funcs)
+        conditioner = conditioner or Conditioner(
+            objectives=panel.names,
+            weight_format=args.weight_format,
+            template=args.instruction_template,
+        )
+        if conditioner.objectives != panel.names:
+            raise ConfigError(
+                f"The conditioner's objectives {conditioner.objectives} are not the rewards "
+                f"{panel.names}. Give both in the same order."
+            )
+        self.reference = make_reference(
+            args.reference, self.model, base=base, start=start, ref_model=self._place(ref_model)
+        )
+        self.normalizer = Normalizer(args.reward_normalization, len(panel.names))
+        self.collector = RolloutCollector(
+            conditioner=conditioner,
+            tokenizer=tokenizer,
+            generator=self.make_generator(self.model),
+            panel=panel,
+            sampling=sampling_config(args),
+            concentration=args.concentration,
+            phase=self.clock,
+        )
+        self._linear_head = head_is_linear(self.model)
+        self._replace_progress_bar()
+
+    # ---- What the user calls ----
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives, in the order of every weight vector."""
+        return self.collector.conditioner.objectives
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.train`; resuming restores reward statistics and open metrics."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+        if isinstance(resume_from_checkpoint, str):
+            self._restore_state(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the adapter or model, with `moodpo.json` and a model card beside it."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        partial = self._reduced_state()
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            manifest = self.manifest()
+            manifest.save(folder)
+            write_model_card(manifest, folder, steps=self.state.global_step)
+            if _internal_call:
+                write_json(folder / STATE_NAME, partial)
+
+    def manifest(self) -> RunManifest:
+        """What `moodpo.json` says of this run."""
+        args, collector = self.args, self.collector
+        return RunManifest(
+            objectives=self.objectives,
+            rewards=tuple(collector.panel.describe()),
+            conditioning=collector.conditioner.to_dict(),
+            scalarization=args.scalarization,
+            normalizer=self.normalizer.state_dict(),
+            reference=self.reference.describe(),
+            task=self._task,
+            base_model={"path": self._base, "start": self._start},
+            sampling={
+                "max_prompt_length": args.max_prompt_length,
+                "max_new_tokens": args.max_new_tokens,
+                "min_new_tokens": args.min_new_tokens,
+                "temperature": args.temperature,
+                "top_p": args.top_p,
+                "top_k": args.top_k,
+            },
+            lineage=self._lineage,
+            training={
+                "peft": hasattr(self.model, "peft_config"),
+                "steps": self.state.global_step,
+                "seed": args.seed,
+                **{
+                    name: getattr(args, name)
+                    for name in (
+                        "beta",
+                        "loss_type",
+                        "label_smoothing",
+                        "concentration",
+                        "relabel",
+                        "learning_rate",
+                        "per_device_train_batch_size",
+                        "gradient_accumulation_steps",
+                    )
+                },
+            },
+            versions=_versions(),
+        )
+
+    # ---- Hooks of transformers.Trainer ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, MicroBatch]], None]:
+        """One optimizer step's prompts in; its scored, paired and referenced micro-batches out."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if not batches:
+            return [], None
+        self._calibrate_once()
+        prompts = self._prompt_batch(batches)
+        key = (self.args.seed, "train", self.state.global_step)
+        rollout = self._collect(prompts, key)
+        if self.args.reward_normalization == "running":
+            self.normalizer.observe(self._gather(rollout.rewards).flatten(0, 1))
+        pairs, statistics = self._pair(rollout)
+        self._record_rollout("train", rollout, pairs, statistics)
+        return self._micro_batches(pairs, len(batches)), None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `transformers.Trainer.training_step`, timed."""
+        with self.clock("train"):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The preference loss of one micro-batch, scaled for the whole optimizer step."""
+        batch: MicroBatch = inputs["micro_batch"]
+        if batch.tokens is None:
+            loss = _zero_loss(model)
+        else:
+            loss = self._preference_loss(model, batch, "train")
+            if not bool(loss.isfinite()):
+                raise DivergenceError(
+                    f"The loss is {loss.item()} at step {self.state.global_step}. The weights are "
+                    "still those of the step before. Lower learning_rate or raise beta, and resume "
+                    "from the last checkpoint."
+                )
+        return (loss, {}) if return_outputs else loss
+
+    @torch.no_grad()
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """A rollout on held-out prompts: the same weights and seeds at every evaluation."""
+        self._calibrate_once()
+        size = len(inputs["prompts"])
+        first = self._eval_position + self.args.process_index * size
+        self._eval_position += size * self.args.world_size
+        prompts = PromptBatch(
+            prompts=inputs["prompts"],
+            indices=range(first, first + size),
+            columns=inputs["columns"],
+        )
+        rollout = self._collect(prompts, (self.args.seed, "eval"))
+        pairs, statistics = self._pair(rollout)
+        self._record_rollout("eval", rollout, pairs, statistics)
+        if not len(pairs):
+            return torch.tensor(float("nan"), device=self.args.device), None, None
+        batch = self._micro_batch(pairs, torch.arange(len(pairs)), 1 / len(pairs))
+        with self.compute_loss_context_manager():
+            loss = self._preference_loss(model, batch, "eval")
+        return loss.detach(), None, None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `transformers.Trainer.evaluate`, with every training metric on held-out prompts."""
+        self._eval_position = 0
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds our metrics, reduced over processes in one go, and the sample completions."""
+        mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
+        means = self._metrics[mode].pop_means(self._reduce)
+        prefix = "eval_" if mode == "eval" else ""
+        # In place: evaluate() returns this very dictionary, and metric_for_best_model reads it.
+        logs.update({f"{prefix}{k}": v for k, v in _with_deviations(means).items()})
+        super().log(logs, start_time)
+        if self.state.is_world_process_zero:
+            folder, step = Path(self.args.output_dir), self.state.global_step
+            append_jsonl(folder / "metrics.jsonl", [{"step": step, **logs}])
+            if self._samples:
+                append_jsonl(folder / "completions.jsonl", self._samples)
+                callbacks = self.callback_handler.callbacks
+                report_samples(self._samples, callbacks, self.args.report_to, step)
+        self._samples = []
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Estimate for `total_flos`: 6 operations per parameter and token (Kaplan et al. 2020)."""
+        tokens = inputs["micro_batch"].tokens
+        if tokens is None:
+            return 0
+        return 6 * int(self.model.num_parameters()) * tokens.input_ids.numel()
+
+    # ---- One optimizer step ----
+
+    def make_generator(self, model: nn.Module) -> Generator:
+        """The backend that samples completions; override to bring your own."""
+        tokenizer = self.processing_class
+        return HFGenerator(
+            model,
+            eos_token_ids=_eos_token_ids(model, tokenizer),
+            pad_token_id=_pad_token_id(tokenizer),
+            generation_batch_size=self.args.generation_batch_size,
+        )
+
+    def _collect(self, prompts: PromptBatch, key: tuple[int | str, ...]) -> RolloutBatch:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.collector.collect(prompts, key=key)
+
+    def _pair(self, rollout: RolloutBatch) -> tuple[PairBatch, PairStatistics]:
+        pairs, statistics = build_pairs(
+            rollout,
+            normalizer=self.normalizer,
+            scalarization=self.args.scalarization,
+            relabel=self.args.relabel,
+            encode=self.collector.encode,
+        )
+        with self.clock("reference"):
+            pairs = replace(pairs, ref_logps=self._reference_logps(pairs))
+        return pairs, statistics
+
+    @torch.no_grad()
+    def _reference_logps(self, pairs: PairBatch) -> Tensor:
+        """Log-probabilities `[P, 2]` under the reference, in as few passes as memory allows."""
+        result = torch.zeros(len(pairs), 2, device=self.args.device)
+        was_training = self.model.training
+        self.model.eval()
+        with self.reference.active() as model, self.compute_loss_context_manager():
+            linear = self._linear_head if model is self.model else head_is_linear(model)
+            for rows in _by_token_budget(pairs, REFERENCE_TOKENS):
+                logps = completion_logps(model, self._tokens(pairs, rows), linear_head=linear).logps
+                result[rows] = logps.view(-1, 2)
+        self.model.train(was_training)
+        return result
+
+    def _micro_batches(self, pairs: PairBatch, count: int) -> list[dict[str, MicroBatch]]:
+        """Spreads active pairs over as many passes as the Trainer will make, alike in length.
+
+        The last passes are filled first: gradients are synchronized in the last one, so that is
+        the one that must not be empty if any pair is active.
+        """
+        total = self._gather(torch.tensor([[float(len(pairs))]])).sum().item()
+        # Gradients are averaged over processes, the loss over all their pairs.
+        scale = self.args.world_size / max(total, 1.0)
+        by_length = sorted(range(len(pairs)), key=lambda i: _length(pairs, i))
+        bounds = [len(pairs) * i // count for i in range(count + 1)]
+        chunks = [by_length[a:b] for a, b in itertools.pairwise(bounds)]
+        return [
+            {"micro_batch": self._micro_batch(pairs, torch.tensor(rows, dtype=torch.long), scale)}
+            for rows in chunks
+        ]
+
+    def _micro_batch(self, pairs: PairBatch, rows: Tensor, scale: float) -> MicroBatch:
+        assert pairs.ref_logps is not None
+        index = rows.to(pairs.ref_logps.device)
+        return MicroBatch(
+            tokens=self._tokens(pairs, rows.tolist()) if len(rows) else None,
+            ref_logps=pairs.ref_logps[index],
+            own=~pairs.relabeled[rows].to(index.device),
+            scale=scale,
+        )
+
+    def _tokens(self, pairs: PairBatch, rows: Sequence[int]) -> TokenBatch:
+        batch = collate_pairs(
+            [pairs.prompt_ids[i] for i in rows],
+            [pairs.completion_ids[i] for i in rows],
+            pad_token_id=_pad_token_id(self.processing_class),
+        )
+        return batch.to(self.args.device)
+
+    def _preference_loss(self, model: nn.Module, batch: MicroBatch, mode: str) -> Tensor:
+        assert batch.tokens is not None
+        args = self.args
+        scored = completion_logps(model, batch.tokens, linear_head=self._linear_head)
+        policy_logps, lengths = scored.logps.view(-1, 2), scored.lengths.view(-1, 2)
+        losses = preference_loss(
+            policy_logps,
+            batch.ref_logps,
+            lengths,
+            loss_type=args.loss_type,
+            beta=args.beta,
+            label_smoothing=args.label_smoothing,
+        )  # [P]
+        logratios = (policy_logps - batch.ref_logps).detach()  # [P, 2]
+        implicit = args.beta * logratios
+        metrics, own = self._metrics[mode], batch.own
+        metrics.add_values("rewards/chosen", implicit[:, 0])
+        metrics.add_values("rewards/rejected", implicit[:, 1])
+        metrics.add_values("rewards/margins", implicit[:, 0] - implicit[:, 1])
+        metrics.add_values("rewards/accuracies", (implicit[:, 0] > implicit[:, 1]).float())
+        # Relabeled completions were sampled under other weights: they say nothing of this policy.
+        metrics.add("kl", logratios[own].sum(), logratios[own].numel())
+        entropies = scored.entropies.view(-1, 2)
+        metrics.add("entropy", entropies[own].sum(), lengths[own].sum())
+        return losses.sum() * batch.scale
+
+    # ---- Observation ----
+
+    def _record_rollout(
+        self, mode: str, rollout: RolloutBatch, pairs: PairBatch, statistics: PairStatistics
+    ) -> None:
+        metrics = self._metrics[mode]
+        for k, name in enumerate(self.objectives):
+            values = rollout.rewards[..., k]
+            metrics.add_values(f"objective/{name}/mean", values)
+            metrics.add_values(f"objective/{name}/square", values.double() ** 2)
+        metrics.add_values("utility/chosen", pairs.utilities[:, 0])
+        metrics.add_values("utility/rejected", pairs.utilities[:, 1])
+        for name in ("active", "ties", "duplicates", "undefined"):
+            metrics.add(f"pairs/{name}", getattr(statistics, name), statistics.labeled)
+        metrics.add("pairs/flipped", statistics.flipped, statistics.relabeled)
+        lengths = [len(c) for pair in rollout.completion_ids for c in pair]
+        metrics.add("completions/mean_length", sum(lengths), len(lengths))
+        truncated = (~rollout.finished).sum().item()
+        metrics.add("completions/truncated", truncated, len(lengths))
+        self._record_time(mode, sum(lengths))
+        if self.args.log_completions and not self._samples:
+            self._samples = self._sample_rows(rollout)
+
+    def _record_time(self, mode: str, tokens: int) -> None:
+        # Seconds are of everything since the last rollout: its generation, and the training of
+        # the step before it.
+        seconds = self.clock.pop()
+        for phase in ("generate", "score", "reference", "train"):
+            self._metrics[mode].add(f"time/{phase}", seconds.get(phase, 0.0))
+        total = sum(seconds.values())
+        self._metrics[mode].add("tokens_per_second", tokens, total)
+
+    def _sample_rows(self, rollout: RolloutBatch) -> list[dict[str, Any]]:
+        rewards = self.normalizer.normalize(rollout.rewards)
+        pairing = pair_completions(
+            scalarize(rewards, rollout.weights, self.args.scalarization),
+            duplicates=torch.tensor([a == b for a, b in rollout.completion_ids]),
+        )
+        return sample_rows(
+            rollout,
+            pairing,
+            self.objectives,
+            step=self.state.global_step,
+            limit=self.args.log_completions,
+        )
+
+    def _show_phase(self, phase: str) -> None:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, PhaseProgress):
+                callback.show(phase)
+
+    def _replace_progress_bar(self) -> None:
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(PhaseProgress)
+
+    # ---- Rewards and state ----
+
+    def _make_panel(self, reward_funcs: Sequence[Any]) -> RewardPanel:
+        rewards = load_rewards(
+            list(reward_funcs), device=self.args.device, batch_size=self.args.reward_batch_size
+        )
+        if len(rewards) < 2:
+            raise RewardSpecError(
+                f"Multi-objective training needs at least two rewards; got {len(rewards)}. Pass "
+                "reward_funcs=[first, second]."
+            )
+        return RewardPanel(rewards)
+
+    def _calibrate_once(self) -> None:
+        """Fits the z-score on the reference's own samples, under weights drawn as in training."""
+        fitted = bool(self.normalizer.statistics.count.any())
+        if self.args.reward_normalization != "calibrate" or fitted:
+            return
+        rewards = self._reference_rewards()
+        self.normalizer.calibrate(self._gather(rewards).flatten(0, 1))
+        logger.info("Calibrated reward scales: %s", self.normalizer.state_dict())
+
+    def _reference_rewards(self) -> Tensor:
+        """Raw rewards `[n, 2, K]` of the reference on this process's share of the prompts."""
+        dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        order = torch.randperm(
+            len(dataset),
+            generator=torch.Generator().manual_seed(derive_seed(self.args.seed, "calibrate")),
+        ).tolist()
+        world, rank = self.args.world_size, self.args.process_index
+        share = max(1, min(self.args.calibration_prompts, len(dataset)) // world)
+        positions = range(rank, share * world, world)
+        batch = _collate([dataset[order[p % len(order)]] for p in positions])
+        prompts = PromptBatch(indices=positions, **batch)
+        with self.reference.active() as model:
+            collector = self.collector
+            if model is not self.model:
+                collector = replace(collector, generator=self.make_generator(model))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                return collector.collect(prompts, key=(self.args.seed, "calibrate")).rewards
+
+    def _reduced_state(self) -> dict[str, Any]:
+        store = self._metrics["train"]
+        state = store.state_dict()
+        if self.args.world_size > 1 and state:
+            stacked = torch.tensor([state[n] for n in sorted(state)], dtype=torch.float64)
+            totals = self._reduce(stacked).tolist()
+            state = dict(zip(sorted(state), totals, strict=True))
+        return {"metrics": state, "normalizer": self.normalizer.state_dict()}
+
+    def _restore_state(self, checkpoint: Path) -> None:
+        RunManifest.load(checkpoint)
+        state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+        self.normalizer = Normalizer.from_state_dict(state["normalizer"])
+        if self.args.process_index == 0:
+            self._metrics["train"].load_state_dict(state["metrics"])
+        else:
+            zeros = {name: [0.0, 0.0] for name in state["metrics"]}
+            self._metrics["train"].load_state_dict(zeros)
+
+    # ---- Processes and devices ----
+
+    def _prompt_batch(self, batches: Sequence[dict[str, Any]]) -> PromptBatch:
+        """Joins a step's batches; positions count over processes as one process would."""
+        world, rank = self.args.world_size, self.args.process_index
+        indices, offset = [], 0
+        for batch in batches:
+            size = len(batch["prompts"])
+            indices.extend(range(offset + rank * size, offset + (rank + 1) * size))
+            offset += size * world
+        names = batches[0]["columns"]
+        return PromptBatch(
+            prompts=[p for batch in batches for p in batch["prompts"]],
+            indices=indices,
+            columns={n: [v for batch in batches for v in batch["columns"][n]] for n in names},
+        )
+
+    def _gather(self, values: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return values
+        return self.accelerator.gather(values.to(self.args.device)).cpu()
+
+    def _reduce(self, values: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return values
+        return self.accelerator.reduce(values.to(self.args.device), "sum").cpu()
+
+    def _place(self, ref_model: PreTrainedModel | None) -> PreTrainedModel | None:
+        return None if ref_model is None else ref_model.to(self.args.device)
+
+    def _check_parallelism(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                "FSDP and DeepSpeed shard the parameters that generation needs whole; moodpo "
+                "trains with plain data parallelism (DDP). Remove them from the accelerate config."
+            )
+
+
+def sampling_config(args: MOODPOConfig) -> SamplingConfig:
+    """The sampling settings of a run."""
+    return SamplingConfig(
+        max_new_tokens=args.max_new_tokens,
+        min_new_tokens=args.min_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+    )
+
+
+def _load(
+    model: str | PreTrainedModel | nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    args: MOODPOConfig,
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
+    return model, tokenizer
+
+
+def _wrap_peft(model: nn.Module, peft_config: Any) -> nn.Module:
+    from peft import get_peft_model
+
+    if hasattr(model, "peft_config"):
+        raise ConfigError(
+            "The model already carries an adapter, and peft_config asks for another. Pass one of "
+            "them."
+        )
+    if getattr(model, "is_quantized", False):
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return get_peft_model(model, peft_config)
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _collate(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = [name for name in features[0] if name != "prompt"]
+    return {
+        "prompts": [row["prompt"] for row in features],
+        "columns": {name: [row[name] for row in features] for name in names},
+    }
+
+
+def _zero_loss(model: nn.Module) -> Tensor:
+    """A loss of 0 that reaches every trained parameter.
+
+    Under DDP it takes a forward pass (of one token): gradients are averaged by hooks that only a
+    forward pass arms, and another process may have pairs to train.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        device = next(model.parameters()).device
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        return model(input_ids=token, use_cache=False).logits.float().sum() * 0.0  # type: ignore[no-any-return]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.stack([p.flatten()[0] * 0.0 for p in trained]).sum()
+
+
+def _by_token_budget(pairs: PairBatch, budget: int) -> Iterable[list[int]]:
+    """Rows in order of length, in groups of at most `budget` padded tokens."""
+    group: list[int] = []
+    for row in sorted(range(len(pairs)), key=lambda i: _length(pairs, i)):
+        if group and _length(pairs, row) * (len(group) + 1) > budget:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _length(pairs: PairBatch, row: int) -> int:
+    return len(pairs.prompt_ids[row]) + sum(map(len, pairs.completion_ids[row]))
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    # Padding is masked everywhere; any valid id will do when the tokenizer has none.
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+def _eos_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None}))
+
+
+def _with_deviations(means: Mapping[str, float]) -> dict[str, float]:
+    """Turns the mean square of each objective into its standard deviation."""
+    result = dict(means)
+    for name in means:
+        if name.startswith("objective/") and name.endswith("/square"):
+            stem = name.removesuffix("/square")
+            variance = result.pop(name) - means[f"{stem}/mean"] ** 2
+            result[f"{stem}/std"] = max(variance, 0.0) ** 0.5
+    return result
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("moodpo", "torch", "transformers", "trl", "peft")}

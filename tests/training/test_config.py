@@ -1,0 +1,49 @@
+import pytest
+
+from moodpo.errors import ConfigError
+from moodpo.training.config import MOODPOConfig
+
+
+def test_every_setting_of_ours_has_a_room_and_a_sentence():
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    inherited = {f.name for f in fields(TrainingArguments)}
+    ours = [f for f in fields(MOODPOConfig) if f.name not in inherited]
+    assert len(ours) >= 20
+    for setting in ours:
+        assert setting.metadata["room"] in MOODPOConfig.rooms, setting.name
+        assert setting.metadata["help"].endswith("."), setting.name
+
+
+def test_the_documented_defaults(tmp_path):
+    config = MOODPOConfig(output_dir=str(tmp_path))
+    assert (config.beta, config.loss_type, config.reference) == (0.1, "sigmoid", "base")
+    assert (config.learning_rate, config.reward_normalization) == (5e-7, "calibrate")
+    assert config.concentration == [1.0]
+    assert MOODPOConfig(output_dir=str(tmp_path), concentration=0.3).concentration == [0.3]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be at least 0.0001; got -1.0"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"per_device_train_batch_size": -3}, "per_device_train_batch_size"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens must be at least 0 and at"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"beta": 0.0}, "beta"),
+        ({"beta": float("nan")}, "beta"),
+        ({"label_smoothing": 0.5}, "label_smoothing"),
+        ({"concentration": [1.0, -1.0]}, "concentration must be positive"),
+        ({"concentration": []}, "concentration"),
+        ({"loss_type": "kto"}, "loss_type must be one of sigmoid"),
+        ({"relabel": "twice"}, "relabel must be one of none, antithetic"),
+        ({"reward_normalization": "max"}, "reward_normalization must be one of"),
+    ],
+)
+def test_settings_out_of_range_say_which_and_what(tmp_path, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        MOODPOConfig(output_dir=str(tmp_path), **setting)

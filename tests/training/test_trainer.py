@@ -1,0 +1,449 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+
+from moodpo.core.loss import dpo_loss
+from moodpo.core.pairing import pair_completions
+from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
+from moodpo.manifest import RunManifest
+from moodpo.training.config import MOODPOConfig
+from moodpo.training.trainer import MOODPOTrainer
+from tiny_policies import save_tiny_policy, tiny_model, tiny_tokenizer
+
+WORDS = ("ab", "cde", "f", "ghij", "kl", "m", "nop", "q", "rs", "tuvw", "xyz", "done")
+PROMPTS = [f"Say {word} please." for word in WORDS]
+
+
+def vowels(completions, **_):
+    return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
+
+
+def capitals(completions, **_):
+    return [sum(c.isupper() for c in text) / max(len(text), 1) for text in completions]
+
+
+def config(folder, **settings):
+    defaults = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_new_tokens": 12,
+        "learning_rate": 1e-2,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "calibration_prompts": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 3,
+    }
+    return MOODPOConfig(output_dir=str(folder), **{**defaults, **settings})
+
+
+def make_trainer(folder, *, rewards=(vowels, capitals), lora=False, prompts=PROMPTS, **settings):
+    kwargs = {}
+    if lora:
+        kwargs["peft_config"] = LoraConfig(
+            r=4, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        torch.manual_seed(0)  # adapters are initialized from the global generator
+    for name in ("conditioner", "start", "base", "eval_dataset", "ref_model", "callbacks"):
+        if name in settings:
+            kwargs[name] = settings.pop(name)
+    return MOODPOTrainer(
+        tiny_model(),
+        reward_funcs=list(rewards),
+        args=config(folder, **settings),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tiny_tokenizer(),
+        **kwargs,
+    )
+
+
+def parameters(trainer):
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def assert_same(ours, theirs, **tolerance):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], **tolerance)
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_accumulation_changes_nothing_but_memory(tmp_path, lora):
+    results = []
+    for size, accumulation in ((8, 1), (2, 4), (1, 8)):
+        trainer = make_trainer(
+            tmp_path / f"{size}",
+            lora=lora,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        results.append((parameters(trainer), logged(trainer, "loss"), logged(trainer, "grad_norm")))
+    for values, losses, norms in results[1:]:
+        assert_same(values, results[0][0], atol=1e-5, rtol=1e-5)
+        assert losses == pytest.approx(results[0][1], rel=1e-4)
+        assert norms == pytest.approx(results[0][2], rel=1e-4)
+    start = dict(tiny_model().named_parameters())
+    if not lora:
+        assert any(not torch.equal(start[n], v) for n, v in results[0][0].items())
+
+
+def test_the_gradient_is_that_of_the_plain_loop(tmp_path):
+    """Generate, score and pair by the trainer; loss and gradient by the textbook."""
+    trainer = make_trainer(tmp_path, max_steps=1, learning_rate=0.0, beta=0.3, max_grad_norm=0.0)
+    captured = {}
+    build = trainer._pair
+
+    def capture(rollout):
+        captured["rollout"] = rollout
+        captured["pairs"], statistics = build(rollout)
+        return captured["pairs"], statistics
+
+    gradients = {}
+    trainer._pair = capture
+    original = trainer.create_optimizer()
+    step = original.step
+
+    def keep_gradients(*args, **kwargs):
+        gradients.update({n: p.grad.clone() for n, p in trainer.model.named_parameters()})
+        return step(*args, **kwargs)
+
+    original.step = keep_gradients
+    trainer.train()
+    pairs = captured["pairs"]
+    assert len(pairs) > 4
+    model, reference = tiny_model(), tiny_model()
+
+    def logp(network, prompt, completion):
+        logits = network(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+        at = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
+        return logits.log_softmax(-1)[at, torch.tensor(completion)].sum()
+
+    def table(network):
+        return torch.stack(
+            [
+                torch.stack([logp(network, prompt, c) for c in pair])
+                for prompt, pair in zip(pairs.prompt_ids, pairs.completion_ids, strict=True)
+            ]
+        )
+
+    with torch.no_grad():
+        ref_logps = table(reference)
+    loss = dpo_loss(table(model), ref_logps, beta=0.3).mean()
+    loss.backward()
+    assert logged(trainer, "loss")[0] == pytest.approx(loss.item(), rel=1e-4)
+    for name, parameter in model.named_parameters():
+        difference = (gradients[name] - parameter.grad).norm()
+        assert difference <= 1e-5 * parameter.grad.norm().clamp_min(1e-3), name
+
+
+@pytest.mark.parametrize("normalization", ["calibrate", "running"])
+def test_resumed_equals_uninterrupted(tmp_path, normalization):
+    settings = {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "logging_steps": 3,  # the log window straddles the interruption
+        "lora": True,
+        "optim": "adamw_torch",
+        "reward_normalization": normalization,
+    }
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert_same(parameters(resumed), parameters(whole), atol=0, rtol=0)
+    assert resumed.normalizer.state_dict() == whole.normalizer.state_dict()
+    timeless = [
+        name
+        for name in whole.state.log_history[0]
+        if name.startswith(("objective/", "pairs/", "rewards/", "kl", "entropy", "completions/"))
+    ]
+    assert len(timeless) > 12
+    for name in timeless:
+        assert logged(resumed, name) == pytest.approx(logged(whole, name)), name
+
+
+TWO_PROCESSES = """
+import sys, torch
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from test_trainer import make_trainer
+trainer = make_trainer(
+    Path({folder!r}), per_device_train_batch_size=2, gradient_accumulation_steps={accumulation},
+    reward_normalization={normalization!r}, lora=True,
+)
+assert trainer.args.world_size == {world}, trainer.args.world_size
+trainer.train()
+if trainer.args.process_index == 0:
+    values = {{n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}}
+    torch.save((values, trainer.normalizer.state_dict()), {folder!r} + "/values.pt")
+trainer.end()
+"""
+
+
+@pytest.mark.parametrize("normalization", ["calibrate", "running"])
+def test_one_process_equals_two(tmp_path, normalization):
+    tests = Path(__file__).parent
+    results = []
+    for world, accumulation in ((1, 2), (2, 1)):
+        folder = tmp_path / f"world{world}"
+        folder.mkdir()
+        script = folder / "run.py"
+        script.write_text(
+            TWO_PROCESSES.format(
+                paths=[str(tests), str(tests.parent)],
+                folder=str(folder),
+                world=world,
+                accumulation=accumulation,
+                normalization=normalization,
+            )
+        )
+        launcher = [sys.executable]
+        if world == 2:
+            port = f"--rdzv-endpoint=localhost:{20000 + os.getpid() % 20000}"
+            flags = ["--nproc_per_node=2", "--rdzv-backend=c10d", port]
+            launcher += ["-m", "torch.distributed.run", *flags]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(
+            [*launcher, str(script)], env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+        results.append(torch.load(folder / "values.pt"))
+    (one, one_state), (two, two_state) = results
+    assert one_state["count"] == two_state["count"]
+    assert two_state["mean"] == pytest.approx(one_state["mean"])
+    assert_same(two, one, atol=1e-6, rtol=1e-4)
+    assert any(v.abs().sum() > 0 for n, v in one.items() if "lora_B" in n)
+
+
+def test_rewards_never_see_the_weight_instruction(tmp_path):
+    seen = []
+
+    def spy(prompts, completions, **_):
+        seen.extend(prompts)
+        return [float(len(c)) for c in completions]
+
+    make_trainer(tmp_path, rewards=(spy, capitals)).train()
+    assert set(seen) <= set(PROMPTS)
+    assert len(seen) >= 2 * 2 * 4
+
+
+def test_metrics_of_a_step(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    for name in (
+        *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+        *("objective/vowels/mean", "objective/vowels/std", "objective/capitals/mean"),
+        *("pairs/active", "pairs/ties", "pairs/duplicates", "pairs/undefined", "pairs/flipped"),
+        *("kl", "entropy", "completions/mean_length", "completions/truncated"),
+        *("time/generate", "time/score", "time/reference", "tokens_per_second"),
+    ):
+        assert math.isfinite(entry[name]), name
+    # Before the first update the policy is the reference: no margin, no divergence, ln 2.
+    assert entry["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
+    assert entry["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert entry["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    # A random model over V tokens is nearly uniform.
+    assert entry["entropy"] == pytest.approx(math.log(len(tiny_tokenizer())), rel=0.05)
+    fates = sum(entry[f"pairs/{n}"] for n in ("active", "ties", "duplicates", "undefined"))
+    assert fates == pytest.approx(1.0)
+
+
+def test_our_own_logs_are_always_written(tmp_path):
+    make_trainer(tmp_path, log_completions=3).train()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines][:2] == [1, 2]
+    rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert rows[0]["prompt"] in PROMPTS
+    assert rows[0]["weight/vowels"] + rows[0]["weight/capitals"] == pytest.approx(1, abs=2e-3)
+    assert {"completion_0", "completion_1", "vowels_0", "capitals_1", "chosen"} <= rows[0].keys()
+
+
+def test_evaluate_gives_every_metric_and_repeats_itself(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:6]}),
+        per_device_eval_batch_size=4,
+    )
+    first, second = trainer.evaluate(), trainer.evaluate()
+    for name in ("eval_loss", "eval_objective/vowels/mean", "eval_pairs/active", "eval_kl"):
+        assert math.isfinite(first[name]), name
+        assert first[name] == pytest.approx(second[name], abs=1e-6), name
+
+
+def test_evaluation_during_training_does_not_change_training(tmp_path):
+    held_out = Dataset.from_dict({"prompt": PROMPTS[:4]})
+    plain = make_trainer(tmp_path / "plain")
+    plain.train()
+    watched = make_trainer(
+        tmp_path / "watched", eval_dataset=held_out, eval_strategy="steps", eval_steps=1
+    )
+    watched.train()
+    assert len(logged(watched, "eval_loss")) == 2
+    assert_same(parameters(watched), parameters(plain), atol=0, rtol=0)
+
+
+def test_a_step_without_any_winner_moves_nothing(tmp_path):
+    def constant(completions, **_):
+        return [1.0] * len(completions)
+
+    trainer = make_trainer(
+        tmp_path, rewards=(constant, lambda completions, **_: [0.0] * len(completions))
+    )
+    before = parameters(trainer)
+    trainer.train()
+    assert_same(parameters(trainer), before, atol=0, rtol=0)
+    assert logged(trainer, "loss") == [0.0, 0.0]
+    assert logged(trainer, "pairs/active") == [0.0, 0.0]
+
+
+def test_scores_that_are_missing_never_reach_the_loss(tmp_path):
+    def patchy(completions, **_):
+        return [None if i % 3 == 0 else float(len(c)) for i, c in enumerate(completions)]
+
+    trainer = make_trainer(tmp_path, rewards=(patchy, capitals))
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in logged(trainer, "loss"))
+    assert all(undefined > 0 for undefined in logged(trainer, "pairs/undefined"))
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_a_diverged_loss_stops_before_the_weights_are_poisoned(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer._calibrate_once()
+    pair = trainer._pair
+
+    def poison(rollout):
+        pairs, statistics = pair(rollout)
+        pairs.ref_logps.fill_(float("nan"))
+        return pairs, statistics
+
+    trainer._pair = poison
+    with pytest.raises(DivergenceError, match="learning_rate"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_the_manifest_remembers_the_run(tmp_path):
+    trainer = make_trainer(
+        tmp_path, lora=True, save_strategy="steps", save_steps=1, concentration=[0.3, 0.6]
+    )
+    trainer.train()
+    trainer.save_model()
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        manifest = RunManifest.load(folder)
+        assert manifest.objectives == ("vowels", "capitals")
+        assert manifest.normalizer == trainer.normalizer.state_dict()
+        assert manifest.reference["kind"] == "base"
+        assert manifest.training["concentration"] == [0.3, 0.6]
+        assert manifest.conditioning == trainer.collector.conditioner.to_dict()
+        assert (folder / "adapter_model.safetensors").is_file()
+        assert "moodpo generate" in (folder / "README.md").read_text()
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(tmp_path):
+    plain = make_trainer(tmp_path / "plain", lora=True)
+    plain.train()
+    checkpointed = make_trainer(tmp_path / "saved", lora=True, activation_checkpointing=True)
+    checkpointed.train()
+    assert_same(parameters(checkpointed), parameters(plain), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "robust"])
+def test_every_loss_trains(tmp_path, loss_type):
+    trainer = make_trainer(tmp_path, loss_type=loss_type, label_smoothing=0.1, max_steps=1)
+    before = parameters(trainer)
+    trainer.train()
+    assert math.isfinite(logged(trainer, "loss")[0])
+    assert any(not torch.equal(v, before[n]) for n, v in parameters(trainer).items())
+
+
+def test_a_second_iteration_may_be_held_to_the_first(tmp_path):
+    trainer = make_trainer(tmp_path, reference="initial", start="iter1", base="sft", lora=True)
+    trainer.train()
+    assert trainer.reference.describe()["kind"] == "initial"
+    assert logged(trainer, "kl")[0] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_given_reference_model_is_what_the_loss_is_held_to(tmp_path):
+    trainer = make_trainer(tmp_path, ref_model=tiny_model(seed=9), max_steps=1)
+    trainer.train()
+    assert abs(logged(trainer, "kl")[0]) > 1e-3
+
+
+def test_columns_reach_reward_functions(tmp_path):
+    topics = []
+
+    def on_topic(completions, topic, **_):
+        topics.extend(topic)
+        return [float(len(c)) for c in completions]
+
+    trainer = MOODPOTrainer(
+        tiny_model(),
+        reward_funcs=[on_topic, capitals],
+        args=config(tmp_path, max_steps=1),
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS, "topic": [p[4] for p in PROMPTS]}),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.train()
+    assert set(topics) <= {p[4] for p in PROMPTS}
+
+
+def test_a_model_can_be_named_by_its_path(tmp_path):
+    path = save_tiny_policy(tmp_path / "policy")
+    trainer = MOODPOTrainer(
+        str(path),
+        reward_funcs=[vowels, capitals],
+        args=config(tmp_path / "out", max_steps=1),
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+    )
+    trainer.train()
+    assert trainer.manifest().base_model["path"] == str(path)
+
+
+def test_what_cannot_work_is_refused(tmp_path):
+    with pytest.raises(RewardSpecError, match="at least two"):
+        make_trainer(tmp_path, rewards=(vowels,))
+    lora = LoraConfig(r=2, target_modules="all-linear")
+    adapted = get_peft_model(tiny_model(), lora)
+    with pytest.raises(ConfigError, match="already carries an adapter"):
+        MOODPOTrainer(
+            adapted,
+            reward_funcs=[vowels, capitals],
+            args=config(tmp_path),
+            processing_class=tiny_tokenizer(),
+            peft_config=lora,
+        )
+
+
+def test_pairs_of_the_trainer_agree_with_the_rewards(tmp_path):
+    trainer = make_trainer(tmp_path, relabel="antithetic")
+    trainer._calibrate_once()
+    batches = [{"prompts": PROMPTS[:4], "columns": {}}]
+    rollout = trainer._collect(trainer._prompt_batch(batches), (0, "train", 0))
+    pairs, _ = trainer._pair(rollout)
+    normalized = trainer.normalizer.normalize(pairs.rewards)
+    utilities = (normalized * pairs.weights[:, None]).sum(-1)
+    torch.testing.assert_close(utilities, pairs.utilities, atol=1e-5, rtol=1e-5)
+    assert (utilities[:, 0] > utilities[:, 1]).all()
+    assert pair_completions(utilities).active.all()
