@@ -43,6 +43,9 @@ class MOODPOConfig(TrainingArguments):
     remove_unused_columns: bool | None = _setting(
         "trainer", False, "Kept False: reward functions may read any column."
     )
+    dataloader_pin_memory: bool = _setting(
+        "trainer", False, "Kept False: the loader yields text, and text cannot be pinned."
+    )
 
     # Rollout
     max_prompt_length: int = _setting(
