@@ -1,0 +1,57 @@
+"""Rewards: K objectives that score raw prompts and completions, as text.
+
+`check_reward_specs` and `list_presets` work without torch; whatever loads a model imports it then.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moodpo.rewards.base import Reward as Reward
+    from moodpo.rewards.checks import check_reward_specs as check_reward_specs
+    from moodpo.rewards.function import FunctionReward as FunctionReward
+    from moodpo.rewards.lexical import LEXICAL as LEXICAL
+    from moodpo.rewards.lexical import LexicalReward as LexicalReward
+    from moodpo.rewards.load import load_rewards as load_rewards
+    from moodpo.rewards.model import ModelReward as ModelReward
+    from moodpo.rewards.normalize import Normalizer as Normalizer
+    from moodpo.rewards.panel import RewardPanel as RewardPanel
+    from moodpo.rewards.presets import PRESETS as PRESETS
+    from moodpo.rewards.specs import list_presets as list_presets
+    from moodpo.rewards.specs import rebuild_specs as rebuild_specs
+
+_HOMES = {
+    "FunctionReward": "function",
+    "LEXICAL": "lexical",
+    "LexicalReward": "lexical",
+    "ModelReward": "model",
+    "Normalizer": "normalize",
+    "PRESETS": "presets",
+    "Reward": "base",
+    "RewardPanel": "panel",
+    "check_reward_specs": "checks",
+    "list_presets": "specs",
+    "load_rewards": "load",
+    "rebuild_specs": "specs",
+}
+
+__all__ = [
+    "LEXICAL",
+    "PRESETS",
+    "FunctionReward",
+    "LexicalReward",
+    "ModelReward",
+    "Normalizer",
+    "Reward",
+    "RewardPanel",
+    "check_reward_specs",
+    "list_presets",
+    "load_rewards",
+    "rebuild_specs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

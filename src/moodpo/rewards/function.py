@@ -1,0 +1,162 @@
+"""Function: Python callables as rewards, with TRL's signature.
+
+    def reward(prompts, completions, **columns) -> list[float | None]
+
+Called with keywords. It gets what it asks for by name, or everything if it takes `**kwargs`:
+`prompts` and `completions` as N texts, and any data column as N values. None means "no score".
+Knows no models. Shapes: N texts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from moodpo.errors import RewardError, RewardSpecError
+from moodpo.records import prompt_text
+from moodpo.rewards.base import Columns, Description, as_scores, call_scorer, check_lengths
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moodpo.records import Prompt
+
+__all__ = ["FUNCTION_SPEC", "FunctionReward", "import_function"]
+
+FUNCTION_SPEC = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*(?:\.\w+)*")
+"""`package.module:function`; attributes may follow: `package.module:Class.method`."""
+
+
+class FunctionReward:
+    """A callable as a reward of a panel.
+
+    Args:
+        function: `f(prompts, completions, **columns) -> N numbers or Nones`.
+        name: The objective's name.
+        spec: `package.module:function`, where the function can be imported from; found out when
+            omitted.
+
+    Raises:
+        RewardSpecError: If it takes neither `completions` nor `**kwargs`, or is asynchronous.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, name: str, spec: str | None = None) -> None:
+        self.name = name
+        self.function = function
+        self.spec = spec or _importable(function)
+        self._wanted, self._required = _parameters(function, name)
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        columns: Columns | None = None,
+    ) -> Tensor:
+        """Scores `[N]`; see `Reward.score`.
+
+        Raises:
+            RewardError: If the function raised, answered something else than N finite numbers or
+                Nones, or needs a column that the data lack.
+        """
+        check_lengths(prompts, completions, columns)
+        known = dict(columns or {})
+        known["prompts"] = [prompt_text(prompt) for prompt in prompts]
+        known["completions"] = list(completions)
+        if missing := sorted(self._required - known.keys()):
+            raise RewardError(
+                f"Reward {self.name!r} needs {', '.join(missing)}, but the data have the columns "
+                f"{', '.join(columns or ()) or '(none)'}. Add the column, or give it a default."
+            )
+        wanted = known if self._wanted is None else {k: known[k] for k in self._wanted & set(known)}
+        values = call_scorer(self.name, self.function, **wanted)
+        return as_scores(self.name, values, count=len(completions))
+
+    def describe(self) -> Description:
+        """Name, kind, and the spec where the function can be imported again."""
+        return {"name": self.name, "kind": "function", "spec": self.spec, "revision": None}
+
+
+def import_function(spec: str) -> Any:
+    """Imports `package.module:function`; modules of the working directory are found too.
+
+    Raises:
+        RewardSpecError: If the module cannot be imported, or lacks the callable.
+    """
+    module_name, _, path = spec.partition(":")
+    try:
+        with _working_directory_importable():
+            found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise RewardSpecError(
+            f"Cannot import the reward {spec!r}: {type(error).__name__}: {error}. Install the "
+            "module, or run from the folder that holds it."
+        ) from error
+    for attribute in path.split("."):
+        if not hasattr(found, attribute):
+            raise RewardSpecError(
+                f"Cannot find {attribute!r} of the reward {spec!r}: "
+                f"{getattr(found, '__name__', found)} has no such attribute. Check the spelling."
+            )
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise RewardSpecError(
+            f"{spec!r} is a {type(found).__name__}, expected a function "
+            "f(prompts, completions, **columns) -> list of numbers."
+        )
+    return found
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """A console script has its own folder on the path, not the one that the user stands in."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _parameters(function: Callable[..., Any], name: str) -> tuple[set[str] | None, set[str]]:
+    """Names the function takes (None: all, it has **kwargs), and names it cannot do without."""
+    called = getattr(type(function), "__call__", None)  # noqa: B004
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
+        raise RewardSpecError(
+            f"Reward {name!r} is an async function. Wrap it in one that runs it: "
+            "asyncio.run(f(...))."
+        )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise RewardSpecError(
+            f"Reward {name!r} ({function!r}) has no Python signature. Wrap it in a function "
+            "f(prompts, completions, **columns)."
+        ) from None
+    parameters = signature.parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = {p.name for p in named}
+    if not takes_all and "completions" not in names:
+        raise RewardSpecError(
+            f"Reward {name!r} has the signature {signature}, expected "
+            "f(prompts, completions, **columns) -> list of numbers."
+        )
+    return None if takes_all else names, {p.name for p in named if p.default is p.empty}
+
+
+def _importable(function: Callable[..., Any]) -> str | None:
+    """Where another process can import the very same object from, if anywhere."""
+    module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    spec = f"{module}:{path}"
+    if module in (None, "__main__") or not FUNCTION_SPEC.fullmatch(spec):
+        return None
+    found: Any = sys.modules.get(str(module))
+    for attribute in str(path).split("."):
+        found = getattr(found, attribute, None)
+    return spec if found is function else None

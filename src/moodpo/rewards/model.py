@@ -1,0 +1,485 @@
+"""Model: sequence classifiers as rewards. Text → the classifier's own tokens → logits → one score.
+
+The boundary to the policy is text: every reward model tokenizes for itself, and text that spells a
+control token (`</s>`, `<|endoftext|>`) stays text, or a policy could write itself a new position
+to be scored at. The scored position is chosen here, from the true length of each input, because
+transformers' own choice for decoders has changed between releases. Knows no objective weights.
+
+Shapes: N inputs, T tokens, L labels, H hidden units.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from moodpo.errors import RewardError, RewardSpecError
+from moodpo.records import prompt_text
+from moodpo.rewards.base import Columns, Description, as_scores, call_scorer, check_lengths
+from moodpo.rewards.checks import check_config, resolve_label
+from moodpo.rewards.presets import INPUTS, InputTemplate, Pooling
+from moodpo.rewards.specs import RewardSpec, ScoreKind, Scoring
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from moodpo.records import Prompt
+
+__all__ = [
+    "Checkpoint",
+    "ModelReward",
+    "encode_inputs",
+    "first_sentence",
+    "label_scores",
+    "load_checkpoint",
+    "pad_rows",
+]
+
+TokenRow: TypeAlias = Mapping[str, Sequence[int]]
+"""One unpadded input: `input_ids`, and `token_type_ids` where the tokenizer has them. T each."""
+
+
+class ModelReward:
+    """One score of one classifier.
+
+    Args:
+        spec: How inputs are written and logits become a score.
+        checkpoint: The loaded classifier; several rewards may share it.
+        batch_size: Inputs per forward pass.
+
+    Raises:
+        RewardSpecError: If the checkpoint is not what the preset promises, or the scored label
+            is unclear.
+    """
+
+    def __init__(self, spec: RewardSpec, checkpoint: Checkpoint, *, batch_size: int = 16) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self.checkpoint = checkpoint
+        self.batch_size = batch_size
+        self.scoring = spec.scoring or Scoring()
+        self.label = resolve_label(checkpoint.labels, spec)
+        self.template = checkpoint.template(self.scoring)
+        self.max_tokens = min(self.scoring.max_tokens, checkpoint.max_tokens)
+        checkpoint.check_pooling(self.scoring, spec)
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        columns: Columns | None = None,
+    ) -> Tensor:
+        """Scores `[N]`, NaN for an input of no tokens at all. See `Reward.score`.
+
+        The prompt of a conversation is its last user turn, except where a checkpoint's chat
+        template renders the whole of it.
+
+        Raises:
+            RewardError: If the forward pass failed, or gave NaN or an infinity for a text.
+        """
+        check_lengths(prompts, completions, columns)
+        rows = self.encode(prompts, completions)
+        ask = self.checkpoint.logits
+        logits = call_scorer(self.name, ask, rows, batch_size=self.batch_size)  # [N, L]
+        scores = label_scores(logits, label=self.label, kind=self.scoring.score)
+        for index, row in enumerate(rows):
+            if row["input_ids"] and scores[index].isnan():
+                raise RewardError(
+                    f"Reward {self.name!r} answered NaN for row {index}: the model overflowed. "
+                    "Load it with dtype=torch.float32, or check its weights."
+                )
+        return as_scores(self.name, scores, count=len(completions))
+
+    def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[TokenRow]:
+        """The N inputs, exactly as the classifier reads them, unpadded."""
+        responses = [text.strip() for text in completions]
+        if self.scoring.response == "first-sentence":
+            responses = [first_sentence(text) for text in responses]
+        return encode_inputs(
+            self.checkpoint.tokenizer,
+            self.template,
+            prompts,
+            responses,
+            max_tokens=self.max_tokens,
+        )
+
+    def describe(self) -> Description:
+        """What was loaded and how it is read; `revision` is the commit, where there is one."""
+        checkpoint, scoring = self.checkpoint, self.scoring
+        return {
+            "name": self.name,
+            "kind": self.spec.kind,
+            "spec": self.spec.rebuildable if checkpoint.rebuildable else None,
+            "revision": checkpoint.revision,
+            "checkpoint": checkpoint.source,
+            "architecture": type(checkpoint.model).__name__,
+            "input": self.template.name,
+            "label": self.label,
+            "label_name": checkpoint.labels[self.label],
+            "score": scoring.score,
+            "response": scoring.response,
+            "pooling": checkpoint.pooling,
+            "max_tokens": self.max_tokens,
+            "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+        }
+
+
+def encode_inputs(
+    tokenizer: PreTrainedTokenizerBase,
+    template: InputTemplate,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    *,
+    max_tokens: int,
+) -> list[TokenRow]:
+    """Writes N prompts and responses as the inputs of a reward model.
+
+    Args:
+        tokenizer: The reward model's own.
+        template: How the two become one text, a pair, or a conversation.
+        prompts: N raw prompts.
+        responses: N texts, already stripped.
+        max_tokens: Longer inputs are cut; of a pair, the longer text first.
+
+    Returns:
+        N unpadded rows. Encoders keep their special tokens; text never becomes one.
+    """
+    if not responses:
+        return []
+    if template.chat:
+        encoded = tokenizer.apply_chat_template(
+            [_conversation(p, r) for p, r in zip(prompts, responses, strict=True)],
+            sanitize_control_tokens=True,
+            truncation=True,
+            max_length=max_tokens,
+            return_dict=True,
+        )
+        return [{"input_ids": ids} for ids in encoded["input_ids"]]
+    fields = [
+        {"prompt": prompt_text(p), "response": r} for p, r in zip(prompts, responses, strict=True)
+    ]
+    if "{bos}" in template.first:
+        return _encode_around_bos(tokenizer, template.first, fields, max_tokens=max_tokens)
+    encoded = tokenizer(
+        [template.first.format(**f) for f in fields],
+        None if template.second is None else [template.second.format(**f) for f in fields],
+        truncation=True,
+        max_length=max_tokens,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    controls = control_ids(tokenizer)
+    rows = zip(*encoded.values(), strict=True)
+    return [_only_added_controls(dict(zip(encoded, row, strict=True)), controls) for row in rows]
+
+
+def _encode_around_bos(
+    tokenizer: PreTrainedTokenizerBase,
+    first: str,
+    fields: Sequence[Mapping[str, str]],
+    *,
+    max_tokens: int,
+) -> list[TokenRow]:
+    """Texts joined by the real bos token: `{bos}` of the template alone becomes a control token."""
+    controls = control_ids(tokenizer)
+    rows: list[list[int]] = [[] for _ in fields]
+    for place, part in enumerate(first.split("{bos}")):
+        texts = [part.format(**f) for f in fields]
+        encoded = tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        for row, ids in zip(rows, encoded["input_ids"], strict=True):
+            row.extend([tokenizer.bos_token_id] * (place > 0))
+            row.extend(token for token in ids if token not in controls)
+    return [{"input_ids": row[:max_tokens]} for row in rows]
+
+
+def _only_added_controls(row: dict[str, list[int]], controls: frozenset[int]) -> TokenRow:
+    """Drops control tokens that came out of the text rather than from the tokenizer's frame.
+
+    `split_special_tokens` is not enough: converted SentencePiece vocabularies hold `[SEP]` as an
+    ordinary piece too, so that the plain text matches it.
+    """
+    added = row.pop("special_tokens_mask")
+    kept = [
+        frame or token not in controls for frame, token in zip(added, row["input_ids"], strict=True)
+    ]
+    return {key: list(compress(values, kept)) for key, values in row.items()}
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Token ids that text must never become: all special ones but a mere "unknown"."""
+    roles = ("bos", "eos", "sep", "cls", "pad", "mask")
+    structural = {getattr(tokenizer, f"{role}_token_id", None) for role in roles}
+    return frozenset({*tokenizer.all_special_ids} - ({tokenizer.unk_token_id} - structural))
+
+
+def _conversation(prompt: Prompt, response: str) -> list[dict[str, str]]:
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [*map(dict, turns), {"role": "assistant", "content": response}]
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first period, period included, whatever follows: the cut of Rewarded Soups."""
+    return text.split(".")[0] + "."
+
+
+def label_scores(logits: Tensor, *, label: int, kind: ScoreKind) -> Tensor:
+    """One score per input.
+
+    Args:
+        logits: `[N, L]`.
+        label: Index of the scored label.
+        kind: `logit`, the raw logit; or `margin`, the logit minus the log-sum-exp of the others,
+            which for two labels is `logit[1] - logit[0]`.
+
+    Returns:
+        `[N]`.
+    """
+    if kind == "logit":
+        return logits[:, label]
+    others = [index for index in range(logits.shape[1]) if index != label]
+    return logits[:, label] - logits[:, others].logsumexp(dim=-1)
+
+
+def pad_rows(rows: Sequence[TokenRow], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Right-padded int64 tensors `[N, T]`, with the `attention_mask` of the true lengths."""
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    width = int(lengths.max())
+    padded = {"attention_mask": (torch.arange(width) < lengths[:, None]).long()}
+    for key in rows[0]:
+        filler = pad_token_id if key == "input_ids" else 0
+        padded[key] = torch.tensor(
+            [[*row[key], *[filler] * (width - len(row[key]))] for row in rows]
+        )
+    return padded
+
+
+@dataclass(slots=True, kw_only=True)
+class Checkpoint:
+    """A loaded classifier: evaluation mode, no gradients, its own tokenizer.
+
+    Attributes:
+        source: Folder or Hub id, for people.
+        revision: The commit that was loaded, None for folders and objects.
+        pad_token_id: What fills up shorter inputs; never looked at again, masks come from lengths.
+        rebuildable: Whether `source` still holds these very weights (False for objects).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    revision: str | None
+    pad_token_id: int
+    rebuildable: bool
+
+    @property
+    def labels(self) -> list[str]:
+        """L names, in order of the logits."""
+        names = self.model.config.id2label
+        return [str(names[index]) for index in sorted(names)]
+
+    @property
+    def pooling(self) -> Pooling:
+        """Decoders have a linear `score` over all positions; encoders a head of their own."""
+        return "last_token" if isinstance(getattr(self.model, "score", None), nn.Linear) else "head"
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest input that tokenizer and position embeddings allow."""
+        positions = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
+        for name, module in self.model.named_modules():
+            # RoBERTa and its kin count positions from padding_idx + 1.
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                positions -= 0 if module.padding_idx is None else module.padding_idx + 1
+                break
+        return int(min(positions, self.tokenizer.model_max_length))
+
+    def template(self, scoring: Scoring) -> InputTemplate:
+        """The input that was asked for, else the chat template, else (prompt, response)."""
+        chat = bool(getattr(self.tokenizer, "chat_template", None))
+        template = INPUTS[scoring.input or ("chat" if chat else "prompt-response")]
+        if template.chat and not chat:
+            raise RewardSpecError(
+                f"{self.source} has no chat template. Use input=prompt-response, or save one with "
+                "its tokenizer."
+            )
+        return template
+
+    def check_pooling(self, scoring: Scoring, spec: RewardSpec) -> None:
+        """Refuses an architecture that reads its score elsewhere than the preset says."""
+        if scoring.pooling not in (None, self.pooling):
+            raise RewardSpecError(
+                f"{self.source} is a {type(self.model).__name__} (score at {self.pooling}), but "
+                f"{spec.name!r} expects a score at {scoring.pooling}. The checkpoint has changed: "
+                "pin the revision that you know (preset@<commit>)."
+            )
+
+    def logits(self, rows: Sequence[TokenRow], *, batch_size: int) -> Tensor:
+        """Logits `[N, L]` float32 on the CPU, in the order of the rows; NaN for empty rows.
+
+        Equal rows are computed once. Batches hold rows of like length, longest first, so that
+        little is padding and a lack of memory shows at once.
+        """
+        keys = [tuple(tuple(row[key]) for key in sorted(row)) for row in rows]
+        distinct = {key: row for key, row in zip(keys, rows, strict=True) if row["input_ids"]}
+        ordered = sorted(distinct.items(), key=lambda item: -len(item[1]["input_ids"]))
+        found = [
+            self._forward([row for _, row in ordered[start : start + batch_size]])
+            for start in range(0, len(ordered), batch_size)
+        ]
+        nothing = torch.full((1, len(self.labels)), torch.nan)
+        table = torch.cat([*(f.to("cpu", torch.float32) for f in found), nothing])
+        place = {key: index for index, (key, _) in enumerate(ordered)}
+        return table[[place.get(key, len(ordered)) for key in keys]]
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[TokenRow]) -> Tensor:
+        """Logits `[N, L]` on the model's device."""
+        padded = pad_rows(rows, pad_token_id=self.pad_token_id)
+        inputs = {key: value.to(self.model.device) for key, value in padded.items()}
+        if self.pooling == "head":
+            return torch.as_tensor(self.model(**inputs).logits)
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state  # [N, T, H]
+        last = inputs["attention_mask"].sum(dim=1) - 1  # [N]: of the true length, whatever token
+        scored = hidden[torch.arange(len(rows), device=hidden.device), last]  # [N, H]
+        return torch.as_tensor(self.model.score(scored))
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        source: str,
+        revision: str | None = None,
+        rebuildable: bool = False,
+    ) -> Checkpoint:
+        """Wraps a classifier: evaluation mode, no gradients, a padding token."""
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(source, revision)
+        pad = next(
+            (
+                token
+                for token in (
+                    model.config.pad_token_id,
+                    tokenizer.pad_token_id,
+                    tokenizer.eos_token_id,
+                )
+                if token is not None
+            ),
+            0,
+        )
+        # transformers refuses batches of a decoder classifier that names no padding token.
+        model.config.pad_token_id = pad
+        model.eval().requires_grad_(False)
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            source=source,
+            revision=revision,
+            pad_token_id=pad,
+            rebuildable=rebuildable,
+        )
+
+
+def load_checkpoint(spec: RewardSpec, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    """Loads the classifier of a spec, after its `config.json` has been found to be one.
+
+    Raises:
+        RewardSpecError: If it cannot be found, is no sequence classifier (refused before any
+            weight is read), or lacks weights that would have been made up at random.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    source = spec.checkpoint
+    config = load_config(source, spec.pinned)
+    check_config(config.to_dict(), spec)
+    # Every file of one state, even while a branch moves.
+    revision = find_commit(source, spec.pinned) or spec.pinned
+    tokenizer = load_tokenizer(source, revision)
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source, revision=revision, config=config, dtype=dtype, output_loading_info=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _cannot_load(source, error) from error
+    if missing := sorted(report["missing_keys"]):
+        raise RewardSpecError(
+            f"{source} lacks the weights {', '.join(missing[:4])}: they would be random, and so "
+            "would the scores. Pass a checkpoint that was trained as a sequence classifier."
+        )
+    keep_head_in_float32(model)
+    return Checkpoint.from_model(
+        model.to(device),
+        tokenizer,
+        source=source,
+        revision=revision,
+        rebuildable=True,
+    )
+
+
+def find_commit(source: str, revision: str | None) -> str | None:
+    """The commit that a revision stands for in the Hub cache; None for folders."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).exists():
+        return None
+    found = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def load_config(source: str, revision: str | None) -> PreTrainedConfig:
+    """The checkpoint's configuration, or a RewardSpecError that says what to do."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(source, error) from error
+
+
+def load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer, or a RewardSpecError that says what to do."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(source, error) from error
+
+
+def keep_head_in_float32(model: PreTrainedModel) -> None:
+    """Computes the last projection in float32, whatever the model computes in.
+
+    In bfloat16 a score near 3 moves in steps of 1/64: different completions would tie.
+    """
+    if model.dtype == torch.float32:
+        return
+    wide = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    heads = [m for m in wide if m.out_features == model.config.num_labels]
+    for head in heads[-1:]:
+        head.float().register_forward_pre_hook(_inputs_to_float32)
+
+
+def _inputs_to_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _cannot_load(source: str, error: Exception) -> RewardSpecError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    return RewardSpecError(
+        f"Cannot load the reward model {source!r}: {reason} Check the name and, without a "
+        "network, download it first (hf download) and pass its folder: name=/path#like=preset "
+        "keeps a preset's format."
+    )
