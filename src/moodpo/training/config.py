@@ -27,7 +27,7 @@ def _setting(room: str, default: Any, help_text: str, **metadata: Any) -> Any:
 
 
 @dataclass
-class MOODPOConfig(TrainingArguments):
+class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     """Settings of `MOODPOTrainer`, on top of `transformers.TrainingArguments`.
 
     Each field's help is its documentation; `moodpo train --help` prints them by room.
@@ -144,8 +144,8 @@ class MOODPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Checks ranges, then lets `TrainingArguments` do its own."""
-        if isinstance(self.concentration, (int, float)):
-            self.concentration = [float(self.concentration)]
+        given: Any = self.concentration
+        self.concentration = [float(given)] if isinstance(given, (int, float)) else given
         self._check_ranges()
         self._check_choices()
         super().__post_init__()

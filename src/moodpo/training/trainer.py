@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,10 @@ from moodpo.generation.hf import HFGenerator
 from moodpo.manifest import RunManifest, write_json
 from moodpo.records import PairBatch, PromptBatch, RolloutBatch
 from moodpo.rewards import Reward, RewardPanel, load_rewards
-from moodpo.rewards.normalize import Normalizer
+from moodpo.rewards.normalize import Normalizer, NormalizerKind
 from moodpo.training.card import write_model_card
 from moodpo.training.config import MOODPOConfig
+from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.metrics import MetricStore, PhaseClock
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
 from moodpo.training.reference import make_reference
@@ -129,6 +130,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             args.activation_checkpointing_kwargs = {"use_reentrant": False}
         if args.disable_dropout:
             _disable_dropout(model)
+        fuse_lora(model)
         self._metrics = {"train": MetricStore(), "eval": MetricStore()}
         self._samples: list[dict[str, Any]] = []
         self._eval_position = 0
@@ -160,7 +162,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self.reference = make_reference(
             args.reference, self.model, base=base, start=start, ref_model=self._place(ref_model)
         )
-        self.normalizer = Normalizer(args.reward_normalization, len(panel.names))
+        self.normalizer = Normalizer(
+            cast(NormalizerKind, args.reward_normalization), len(panel.names)
+        )
         self.collector = RolloutCollector(
             conditioner=conditioner,
             tokenizer=tokenizer,
@@ -344,7 +348,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         tokens = inputs["micro_batch"].tokens
         if tokens is None:
             return 0
-        return 6 * int(self.model.num_parameters()) * tokens.input_ids.numel()
+        operations: int = 6 * self.model.num_parameters() * tokens.input_ids.numel()
+        return operations
 
     # ---- One optimizer step ----
 
@@ -569,7 +574,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
     def _prompt_batch(self, batches: Sequence[dict[str, Any]]) -> PromptBatch:
         """Joins a step's batches; positions count over processes as one process would."""
         world, rank = self.args.world_size, self.args.process_index
-        indices, offset = [], 0
+        indices: list[int] = []
+        offset = 0
         for batch in batches:
             size = len(batch["prompts"])
             indices.extend(range(offset + rank * size, offset + (rank + 1) * size))
@@ -584,12 +590,14 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
     def _gather(self, values: Tensor) -> Tensor:
         if self.args.world_size == 1:
             return values
-        return self.accelerator.gather(values.to(self.args.device)).cpu()
+        gathered: Tensor = self.accelerator.gather(values.to(self.args.device))
+        return gathered.cpu()
 
     def _reduce(self, values: Tensor) -> Tensor:
         if self.args.world_size == 1:
             return values
-        return self.accelerator.reduce(values.to(self.args.device), "sum").cpu()
+        reduced: Tensor = self.accelerator.reduce(values.to(self.args.device), "sum")
+        return reduced.cpu()
 
     def _place(self, ref_model: PreTrainedModel | None) -> PreTrainedModel | None:
         return None if ref_model is None else ref_model.to(self.args.device)
@@ -621,7 +629,7 @@ def _load(
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)  # type: ignore[union-attr]
     return model, tokenizer
 
 
@@ -637,7 +645,8 @@ def _wrap_peft(model: nn.Module, peft_config: Any) -> nn.Module:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return get_peft_model(model, peft_config)
+    wrapped: nn.Module = get_peft_model(model, peft_config)
+    return wrapped
 
 
 def _disable_dropout(model: nn.Module) -> None:
