@@ -62,6 +62,7 @@ def simplex(k):
             "Objective weights: helpful [# # # # # # # - - -], harmless [# # # - - - - - - -].",
         ),
         ("verbal", "Be very helpful, slightly harmless."),
+        ("directive", "70%: Be helpful. 30%: Be harmless."),
         (
             "verbal+decimal",
             "Be very helpful, slightly harmless. Objective weights: helpful 0.70, harmless 0.30.",
@@ -86,6 +87,21 @@ def test_verbal_grades_and_phrases():
         "Be fairly cheerful, fairly brief.",
         "Be very brief, slightly cheerful.",
         "Be extremely brief, not cheerful.",
+    ]
+
+
+def test_directives_say_the_strongest_first_and_leave_out_what_hardly_weighs():
+    conditioner = Conditioner(
+        objectives=("plain", "rich"),
+        weight_format="directive",
+        directives={"plain": "Write simply.", "rich": "Use a learned style."},
+    )
+    sentences = [conditioner.instruction([w, 1 - w]) for w in (1.0, 0.97, 0.5, 0.25)]
+    assert sentences == [
+        "100%: Write simply.",
+        "97%: Write simply.",
+        "50%: Write simply. 50%: Use a learned style.",
+        "75%: Use a learned style. 25%: Write simply.",
     ]
 
 
@@ -114,7 +130,7 @@ def test_templates_that_cannot_work_are_refused(template):
 
 
 def test_unknown_formats_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="decimal, percent, unary, verbal"):
+    with pytest.raises(ConfigError, match="decimal, percent, unary, verbal, directive"):
         Conditioner(objectives=NAMES, weight_format="verbal+roman")
 
 

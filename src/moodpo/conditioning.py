@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 SUM_TOLERANCE = 1e-3
+DIRECTIVE_FLOOR = 5  # percent: what weighs less is not asked for at all
 PLAIN_FORMAT = "{system}Human: {prompt}\n\nAssistant:"
 """How a prompt reads for a model without a chat template; `system` ends with a blank line."""
 
@@ -58,9 +59,18 @@ def _unary(weights: Sequence[float], names: Sequence[str]) -> str:
 
 
 def _verbal(weights: Sequence[float], names: Sequence[str]) -> str:
+    return ", ".join(_grade(weight).format(phrase=name) for weight, name in _ranked(weights, names))
+
+
+def _directive(weights: Sequence[float], sentences: Sequence[str]) -> str:
+    shares = _apportion(weights, 100)
+    ranked = _ranked(shares, sentences)
+    return " ".join(f"{share}%: {text}" for share, text in ranked if share >= DIRECTIVE_FLOOR)
+
+
+def _ranked(values: Sequence[float], names: Sequence[str]) -> list[tuple[float, str]]:
     # The strongest first: instruction-tuned models follow what they read first and most clearly.
-    ranked = sorted(zip(weights, names, strict=True), key=lambda pair: -pair[0])
-    return ", ".join(_grade(weight).format(phrase=name) for weight, name in ranked)
+    return sorted(zip(values, names, strict=True), key=lambda pair: -pair[0])
 
 
 _RENDERERS: dict[str, tuple[str, Callable[[Sequence[float], Sequence[str]], str]]] = {
@@ -68,6 +78,7 @@ _RENDERERS: dict[str, tuple[str, Callable[[Sequence[float], Sequence[str]], str]
     "percent": ("Objective weights: {weights}.", _percent),
     "unary": ("Objective weights: {weights}.", _unary),
     "verbal": ("Be {weights}.", _verbal),
+    "directive": ("{weights}", _directive),
 }
 WEIGHT_FORMATS: tuple[str, ...] = tuple(_RENDERERS)
 
@@ -79,11 +90,14 @@ class Conditioner:
     Attributes:
         objectives: Names in the order of every weight vector.
         weight_format: `decimal` (0.70), `percent` (70%), `unary` (a bar of ten per objective),
-            `verbal` (words graded by weight), or several joined by `+`, as in `verbal+decimal`.
+            `verbal` (words graded by weight), `directive` (a sentence per objective behind its
+            percentage), or several joined by `+`, as in `verbal+decimal`.
         template: The user's own instruction in place of the default. `{weights}` stands for the
             weights in `weight_format`, `{NAME}` for one objective's two-decimal weight.
         phrases: What `verbal` says for an objective, such as `positivity: cheerful and
             positive`; the objective's name where absent.
+        directives: What `directive` says for an objective: a full sentence that asks for it;
+            `Be PHRASE.` where absent.
         prompt_template: Frames the user's text for the policy, `{prompt}` standing for it, as in
             `Summarize this post: {prompt}`. Rewards still see the raw prompt.
     """
@@ -92,6 +106,7 @@ class Conditioner:
     weight_format: str = "decimal"
     template: str | None = None
     phrases: Mapping[str, str] = field(default_factory=dict)
+    directives: Mapping[str, str] = field(default_factory=dict)
     prompt_template: str | None = None
 
     def __post_init__(self) -> None:
@@ -184,6 +199,7 @@ class Conditioner:
             "weight_format": self.weight_format,
             "template": self.template,
             "phrases": dict(self.phrases),
+            "directives": dict(self.directives),
             "prompt_template": self.prompt_template,
         }
 
@@ -196,6 +212,10 @@ class Conditioner:
         names = self.objectives
         if part == "verbal":
             names = tuple(self.phrases.get(name, name) for name in names)
+        if part == "directive":
+            names = tuple(
+                self.directives.get(name, f"Be {self.phrases.get(name, name)}.") for name in names
+            )
         return _RENDERERS[part][1](weights, names)
 
 

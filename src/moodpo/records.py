@@ -8,7 +8,7 @@ Token ids are ragged tuples of Python ints: padding is a matter of whoever build
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -76,6 +76,21 @@ class PairBatch:
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
+
+    def select(self, rows: Sequence[int]) -> PairBatch:
+        """The pairs at the given rows, in that order."""
+        chosen = list(rows)
+        return replace(
+            self,
+            prompt_ids=[self.prompt_ids[i] for i in chosen],
+            completion_ids=[self.completion_ids[i] for i in chosen],
+            weights=self.weights[chosen],
+            rewards=self.rewards[chosen],
+            utilities=self.utilities[chosen],
+            rows=self.rows[chosen],
+            relabeled=self.relabeled[chosen],
+            ref_logps=None if self.ref_logps is None else self.ref_logps[chosen],
+        )
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from moodpo.errors import ConfigError
 
-__all__ = ["EMBEDDED", "PHRASES", "TASKS", "Task", "get_task"]
+__all__ = ["DIRECTIVES", "EMBEDDED", "PHRASES", "TASKS", "Task", "get_task"]
 
 PHRASES: Mapping[str, str] = {
     "helpful": "helpful",
@@ -27,8 +27,26 @@ PHRASES: Mapping[str, str] = {
     "brevity": "brief",
     "detail": "detailed",
     "plainness": "plain and simple",
+    "richness": "learned in your words",
 }
 """How an objective reads in a sentence such as "Be very …"; its own name where absent."""
+
+DIRECTIVES: Mapping[str, str] = {
+    "helpful": "Help as much as you can.",
+    "harmless": "Avoid anything that could do harm.",
+    "humor": "Be funny.",
+    "deberta": "Give the best answer you can.",
+    "summary": "Cover everything that matters.",
+    "faithful": "Say only what the text says.",
+    "positivity": "Answer with great joy, love and enthusiasm!",
+    "objectivity": "Give only plain facts.",
+    "neutrality": "Answer in a neutral, dry tone.",
+    "brevity": "Answer in one short sentence.",
+    "detail": "Explain in depth, with many details and examples.",
+    "plainness": "Write simply, as for a small child, with short words.",
+    "richness": "Use a learned, academic style.",
+}
+"""What asks for an objective by itself, for the `directive` format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

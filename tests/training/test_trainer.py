@@ -436,6 +436,19 @@ def test_what_cannot_work_is_refused(tmp_path):
         )
 
 
+def test_only_the_widest_pairs_are_trained(tmp_path):
+    everything = make_trainer(tmp_path / "all")
+    half = make_trainer(tmp_path / "half", pair_fraction=0.5)
+    kept = []
+    for trainer in (everything, half):
+        trainer._calibrate_once()
+        batch = trainer._prompt_batch([{"prompts": PROMPTS[:8], "columns": {}}])
+        pairs, _ = trainer._pair(trainer._collect(batch, (0, "train", 0)))
+        kept.append(pairs.utilities[:, 0] - pairs.utilities[:, 1])
+    gaps = kept[0].sort(descending=True).values
+    torch.testing.assert_close(kept[1].sort(descending=True).values, gaps[: round(len(gaps) / 2)])
+
+
 def test_pairs_of_the_trainer_agree_with_the_rewards(tmp_path):
     trainer = make_trainer(tmp_path, relabel="antithetic")
     trainer._calibrate_once()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Pairing", "pair_completions"]
+__all__ = ["Pairing", "gap_threshold", "pair_completions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,3 +57,20 @@ def pair_completions(
         duplicates=duplicates,
         undefined=undefined,
     )
+
+
+def gap_threshold(gaps: Tensor, fraction: float) -> float:
+    """The utility gap that the widest `fraction` of the pairs reach.
+
+    Args:
+        gaps: `[P]` chosen minus rejected utility of active pairs; NaN entries stand for no pair.
+        fraction: In (0, 1]; at least one pair is always within it.
+
+    Returns:
+        The smallest gap still within the fraction; minus infinity when everything is.
+    """
+    known = gaps[~gaps.isnan()]
+    if fraction >= 1 or not len(known):
+        return float("-inf")
+    count = max(1, round(fraction * len(known)))
+    return float(known.topk(count).values[-1])

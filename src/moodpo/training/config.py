@@ -125,6 +125,12 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "or antithetic.",
         choices=list(RELABELINGS),
     )
+    pair_fraction: float = _setting(
+        "loss",
+        1.0,
+        "Train only that fraction of a step's active pairs, those with the widest utility gap; "
+        "where sampling is cheaper than training, sample more and train on the clearest.",
+    )
     reference: str = _setting(
         "loss",
         "base",
@@ -165,6 +171,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             "reward_batch_size": (1, None),
             "calibration_prompts": (2, None),
             "beta": (1e-8, None),
+            "pair_fraction": (1e-3, 1),
             "label_smoothing": (0, 0.4999),
             "log_completions": (0, None),
             "learning_rate": (0, None),

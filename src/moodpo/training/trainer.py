@@ -36,7 +36,7 @@ from moodpo.core.logps import (
     head_is_linear,
 )
 from moodpo.core.loss import preference_loss
-from moodpo.core.pairing import pair_completions
+from moodpo.core.pairing import gap_threshold, pair_completions
 from moodpo.core.scalarization import scalarize
 from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
 from moodpo.generation.base import Generator, SamplingConfig
@@ -237,6 +237,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "label_smoothing",
                         "concentration",
                         "relabel",
+                        "pair_fraction",
                         "learning_rate",
                         "per_device_train_batch_size",
                         "gradient_accumulation_steps",
@@ -375,9 +376,20 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             relabel=self.args.relabel,
             encode=self.collector.encode,
         )
+        pairs = self._widest(pairs, statistics.labeled)
         with self.clock("reference"):
             pairs = replace(pairs, ref_logps=self._reference_logps(pairs))
         return pairs, statistics
+
+    def _widest(self, pairs: PairBatch, labeled: int) -> PairBatch:
+        """The pairs of widest utility gap, by a threshold over all processes."""
+        if self.args.pair_fraction >= 1:
+            return pairs
+        gaps = torch.full((labeled,), float("nan"))  # as long on every process, to be gathered
+        own = pairs.utilities[:, 0] - pairs.utilities[:, 1]  # [P]
+        gaps[: len(own)] = own
+        threshold = gap_threshold(self._gather(gaps), self.args.pair_fraction)
+        return pairs.select((own >= threshold).nonzero().flatten().tolist())
 
     @torch.no_grad()
     def _reference_logps(self, pairs: PairBatch) -> Tensor:
