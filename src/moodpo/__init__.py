@@ -1,1 +1,60 @@
-"""Multi-Objective Online DPO: one policy, every trade-off, chosen by a weight vector."""
+"""Multi-Objective Online DPO: one policy, every trade-off, chosen by a weight vector.
+
+Importing this package loads neither torch nor transformers; a name loads what it needs on use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moodpo.core.loss import dpo_loss as dpo_loss
+    from moodpo.core.simplex import sample_dirichlet as sample_dirichlet
+    from moodpo.core.simplex import simplex_lattice as simplex_lattice
+    from moodpo.evaluation.front import hypervolume as hypervolume
+    from moodpo.evaluation.front import pareto_front as pareto_front
+    from moodpo.evaluation.sweep import evaluate_policy as evaluate_policy
+    from moodpo.rewards import Reward as Reward
+    from moodpo.rewards import load_rewards as load_rewards
+    from moodpo.serving.policy import SteerablePolicy as SteerablePolicy
+    from moodpo.training.config import MOODPOConfig as MOODPOConfig
+    from moodpo.training.trainer import MOODPOTrainer as MOODPOTrainer
+
+_HOMES = {
+    "MOODPOConfig": "training.config",
+    "MOODPOTrainer": "training.trainer",
+    "Reward": "rewards",
+    "SteerablePolicy": "serving.policy",
+    "dpo_loss": "core.loss",
+    "evaluate_policy": "evaluation.sweep",
+    "hypervolume": "evaluation.front",
+    "load_rewards": "rewards",
+    "pareto_front": "evaluation.front",
+    "sample_dirichlet": "core.simplex",
+    "simplex_lattice": "core.simplex",
+}
+
+__all__ = [
+    "MOODPOConfig",
+    "MOODPOTrainer",
+    "Reward",
+    "SteerablePolicy",
+    "dpo_loss",
+    "evaluate_policy",
+    "hypervolume",
+    "load_rewards",
+    "pareto_front",
+    "sample_dirichlet",
+    "simplex_lattice",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,84 @@
+"""Upstream: the only door to names of TRL and transformers that may move between releases.
+
+Nothing here imports torch by being imported; what needs it does so inside its function. Each name
+is pinned by `tests/test_upstream.py`, so that a release that moves one fails there first.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from transformers import HfArgumentParser
+from trl import ModelConfig
+
+from moodpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+__all__ = [
+    "HfArgumentParser",
+    "ModelConfig",
+    "dataclass_fields_in",
+    "peft_config",
+    "quantization_config",
+    "training_argument_names",
+]
+
+
+def peft_config(model: ModelConfig) -> PeftConfig | None:
+    """The LoRA settings of a `ModelConfig`; None when it says `use_peft=False`.
+
+    Raises:
+        ConfigError: If blocks are chosen (`lora_layers_to_transform`) but no module names.
+    """
+    from trl import get_peft_config
+
+    config = get_peft_config(model)
+    layers = getattr(model, "lora_layers_to_transform", None)
+    if config is None or layers is None:
+        return config
+    if isinstance(config.target_modules, str):
+        raise ConfigError(
+            f"lora_layers_to_transform needs module names, and lora_target_modules is "
+            f"{config.target_modules!r}. Name them, as in --lora_target_modules q_proj v_proj."
+        )
+    config.layers_to_transform = list(layers)
+    return config
+
+
+def quantization_config(model: ModelConfig) -> Any:
+    """The bitsandbytes settings of a `ModelConfig`; None when it asks for no quantization."""
+    from trl import get_quantization_config
+
+    return get_quantization_config(model)
+
+
+def training_argument_names() -> frozenset[str]:
+    """Names of all `TrainingArguments` flags, read from its source: importing it imports torch."""
+    source = Path(transformers.__file__).parent / "training_args.py"
+    return dataclass_fields_in(source, "TrainingArguments")
+
+
+def dataclass_fields_in(source: Path, name: str) -> frozenset[str]:
+    """Names of the fields that a dataclass declares, without importing its module.
+
+    Args:
+        source: The Python file.
+        name: The class.
+
+    Returns:
+        Annotated names of the class body, `ClassVar`s left out; inherited ones are not seen.
+    """
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    return frozenset(
+        node.target.id
+        for node in body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and "ClassVar" not in ast.unparse(node.annotation)
+    )

@@ -1,0 +1,282 @@
+"""`moodpo evaluate`: a policy under many weights, against the model before training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moodpo.cli.console import fail, note
+from moodpo.cli.flags import CommandParser
+from moodpo.cli.policies import add_policy_flags, add_sampling_flags, load_policy, quick_manifest
+from moodpo.cli.prompts import read_prompts
+from moodpo.errors import ConfigError, RewardSpecError
+from moodpo.rewards import check_reward_specs, rebuild_specs
+from moodpo.rewards.specs import parse_spec
+from moodpo.serving.files import EMBEDDED_NAME
+
+if TYPE_CHECKING:
+    from moodpo.data import LoadedPrompts
+    from moodpo.evaluation.results import FloatArray, SweepResult
+    from moodpo.manifest import RunManifest
+    from moodpo.serving.policy import SteerablePolicy
+
+__all__ = ["parse_thresholds", "run"]
+
+DONE, FELL_SHORT = 0, 1
+JOURNAL = "sweep.jsonl"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Evaluates a policy; returns the exit code, 1 if a threshold was missed."""
+    args = _parser().read(argv)
+    thresholds = parse_thresholds(args.fail_under)
+    manifest = quick_manifest(args.policy, args.base_model)
+    specs = _specs(args, manifest)
+    objectives = manifest.objectives if manifest else tuple(parse_spec(s).name for s in specs)
+    check_reward_specs(args.held_out_reward_models, minimum=0)
+    prompts = read_prompts(
+        args.csv_path,
+        column=args.prompt_column,
+        embedded="heldout",
+        split=args.dataset_split,
+    )
+    _check_thresholds(thresholds, objectives, baseline=_baseline_name(args, manifest) is not None)
+    result = _evaluate(args, manifest, specs, objectives, prompts)
+    return _report(result, thresholds, _folder(args))
+
+
+def parse_thresholds(given: Sequence[str]) -> dict[str, float]:
+    """Reads `steerability=0.5`.
+
+    Args:
+        given: `NAME=NUMBER` each.
+
+    Raises:
+        ConfigError: If one is not of that form.
+    """
+    thresholds = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            thresholds[name.strip()] = float(number)
+        except ValueError:
+            raise ConfigError(
+                f"--fail-under {text!r}: write NAME=NUMBER, as in steerability=0.5."
+            ) from None
+    return thresholds
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="moodpo evaluate",
+        description="Sweeps a policy over weights on held-out prompts and writes results.json, "
+        "front.png and report.html. An interrupted evaluation goes on where it stopped.",
+    )
+    add_policy_flags(parser)
+    group = parser.add_argument_group("sweep")
+    layout = group.add_mutually_exclusive_group()
+    layout.add_argument(
+        "--weights_per_objective", type=int, metavar="N", help="levels of the lattice of weights"
+    )
+    layout.add_argument("--weights", metavar="FILE", help="a CSV or JSON of weight vectors")
+    group.add_argument(
+        "--csv_path",
+        default=EMBEDDED_NAME,
+        metavar="FILE",
+        help="held-out prompts (default: the embedded ones)",
+    )
+    group.add_argument("--prompt_column", default="prompt", metavar="NAME")
+    group.add_argument("--dataset_split", default="test", metavar="NAME", help="of a Hub dataset")
+    group.add_argument(
+        "--num_prompts", type=int, metavar="N", help="at most so many, evenly spread"
+    )
+    group.add_argument(
+        "--reward_models",
+        nargs="+",
+        metavar="SPEC",
+        help="one per objective (default: those of training)",
+    )
+    group.add_argument(
+        "--held_out_reward_models",
+        nargs="+",
+        default=[],
+        metavar="SPEC",
+        help="rewards that training never saw: the check against over-optimization",
+    )
+    group.add_argument("--reward_batch_size", type=int, default=16, metavar="N")
+    group.add_argument(
+        "--baseline",
+        default="auto",
+        metavar="POLICY|none",
+        help="what to compare with (default: the model before training)",
+    )
+    group.add_argument("--output_dir", metavar="DIR", help="default: POLICY/evaluation")
+    group.add_argument(
+        "--fail-under",
+        "--fail_under",
+        dest="fail_under",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=X",
+        help="exit with 1 if a measure is below, as in steerability=0.5",
+    )
+    add_sampling_flags(parser)
+    return parser
+
+
+def _specs(args: argparse.Namespace, manifest: RunManifest | None) -> list[str]:
+    """Reward specs, one per objective."""
+    if args.reward_models is None:
+        if manifest is None:
+            raise ConfigError(
+                f"{args.policy} has no moodpo.json: its objectives are unknown. Pass "
+                "--reward_models, one per objective."
+            )
+        specs = rebuild_specs(manifest.rewards)
+    else:
+        specs = list(args.reward_models)
+    check_reward_specs(specs)
+    names = [parse_spec(spec).name for spec in specs]
+    if manifest is not None and sorted(names) != sorted(manifest.objectives):
+        raise RewardSpecError(
+            f"{args.policy} was trained for {', '.join(manifest.objectives)}, but --reward_models "
+            f"names {', '.join(names)}. Pass one per objective, as in "
+            f"{manifest.objectives[0]}=<spec>."
+        )
+    return specs
+
+
+def _baseline_name(args: argparse.Namespace, manifest: RunManifest | None) -> str | None:
+    if args.baseline == "none":
+        return None
+    if args.baseline != "auto":
+        return str(args.baseline)
+    return str(manifest.base_model.get("path")) if manifest else None
+
+
+def _check_thresholds(
+    thresholds: Mapping[str, float], objectives: Sequence[str], *, baseline: bool
+) -> None:
+    """Refuses unknown measures before the sweep, by asking a made-up one what it measures."""
+    if not thresholds:
+        return
+    import numpy as np
+
+    from moodpo.evaluation.analysis import analyze, check_thresholds
+    from moodpo.evaluation.results import Baseline, Normalization, SweepResult
+
+    K = len(objectives)
+    rewards = np.random.default_rng(0).normal(size=(K, 4, K))
+    texts = (("a",) * 4,) * K
+    made_up = SweepResult(
+        objectives=tuple(objectives),
+        policy={},
+        data={},
+        weights=np.eye(K),
+        prompts=("a",) * 4,
+        seeds=(0,) * 4,
+        sampling={},
+        rewards=rewards,
+        completions=texts,
+        lengths=np.ones((K, 4), dtype=np.int64),
+        baseline=Baseline(name="", rewards=rewards, completions=texts) if baseline else None,
+        normalization=Normalization(mean=np.zeros(K), std=np.ones(K), source=""),
+        reference_point=np.full(K, -9.0),
+    )
+    check_thresholds(analyze(made_up, num_resamples=10), thresholds)
+
+
+def _evaluate(
+    args: argparse.Namespace,
+    manifest: RunManifest | None,
+    specs: Sequence[str],
+    objectives: Sequence[str],
+    prompts: LoadedPrompts,
+) -> SweepResult:
+    from moodpo.cli.after import spread_rows
+    from moodpo.cli.outputs import sweep_progress
+    from moodpo.evaluation.sweep import evaluate_policy
+    from moodpo.rewards import RewardPanel, load_rewards
+
+    weights = _weights(args, tuple(objectives))
+    count = len(prompts) if args.num_prompts is None else args.num_prompts
+    data = prompts.dataset.select(spread_rows(len(prompts), count))
+    policy = load_policy(args, objectives)
+    baseline = _load_baseline(args, manifest, policy)
+    options: dict[str, Any] = {"device": args.device, "batch_size": args.reward_batch_size}
+    panel = RewardPanel(load_rewards(specs, **options))
+    held_out = None
+    if args.held_out_reward_models:
+        held_out = RewardPanel(load_rewards(args.held_out_reward_models, **options))
+    folder = _folder(args)
+    folder.mkdir(parents=True, exist_ok=True)
+    note(f"sweep: {len(weights)} weight vectors × {len(data)} prompts of {prompts.report.source}")
+    with sweep_progress() as progress:
+        return evaluate_policy(
+            policy,
+            list(data["prompt"]),
+            panel,
+            sampling=policy.sampling_with(
+                max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p
+            ),
+            weights=weights,
+            seed=args.seed,
+            held_out=held_out,
+            baseline_policy=baseline,
+            columns={n: list(data[n]) for n in data.column_names if n != "prompt"},
+            resume_path=folder / JOURNAL,
+            progress=progress,
+            data_source=prompts.report.source,
+        )
+
+
+def _weights(args: argparse.Namespace, objectives: tuple[str, ...]) -> FloatArray:
+    from moodpo.evaluation.sweep import default_weights, load_weights_file
+
+    if args.weights is not None:
+        return load_weights_file(args.weights, objectives)
+    return default_weights(len(objectives), args.weights_per_objective)
+
+
+def _load_baseline(
+    args: argparse.Namespace, manifest: RunManifest | None, policy: SteerablePolicy
+) -> SteerablePolicy | None:
+    from moodpo.serving.policy import SteerablePolicy
+
+    if _baseline_name(args, manifest) is None:
+        return None
+    if args.baseline == "auto":
+        return policy.base_policy()
+    return SteerablePolicy.from_pretrained(
+        args.baseline,
+        conditioner=policy.conditioner,
+        device=args.device,
+        dtype=args.dtype,
+        generation_batch_size=args.generation_batch_size,
+    )
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    if args.output_dir is not None:
+        return Path(args.output_dir).expanduser()
+    policy = Path(args.policy).expanduser()
+    return (
+        policy / "evaluation" if policy.is_dir() else Path("outputs") / policy.name / "evaluation"
+    )
+
+
+def _report(result: SweepResult, thresholds: Mapping[str, float], folder: Path) -> int:
+    from moodpo.cli.outputs import list_files, show_sweep, write_sweep
+    from moodpo.evaluation.analysis import check_thresholds
+
+    write_sweep(result, folder)
+    (folder / JOURNAL).unlink(missing_ok=True)
+    show_sweep(result)
+    list_files(folder)
+    failures = check_thresholds(result, thresholds)
+    for failure in failures:
+        fail(failure)
+    return FELL_SHORT if failures else DONE

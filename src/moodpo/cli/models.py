@@ -1,0 +1,173 @@
+"""Models of a run: what is loaded as the policy, and what it is held close to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moodpo._upstream import peft_config, quantization_config
+from moodpo.cli.checks import ModelSource, Start
+from moodpo.cli.console import warn
+from moodpo.cli.settings import TrainSettings
+from moodpo.errors import ConfigError
+from moodpo.manifest import hash_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from moodpo.training.config import MOODPOConfig
+
+__all__ = ["TrainedModel", "extend_lineage", "load_policy", "load_tokenizer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel:
+    """What the trainer is given."""
+
+    model: Any
+    peft_config: Any  # None where the model carries its adapter already, or is trained in full
+    ref_model: Any  # None where the trainer can make the reference itself
+    base: str  # what lies under the adapter, or was there before training
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    from transformers import AutoTokenizer
+
+    return _loading(source.path, lambda: AutoTokenizer.from_pretrained(source.path))
+
+
+def load_policy(
+    settings: TrainSettings, source: ModelSource, start: Start | None, args: MOODPOConfig
+) -> TrainedModel:
+    """Loads the policy as training starts.
+
+    Args:
+        settings: As read.
+        source: The SFT model.
+        start: An earlier iteration's checkpoint, if any.
+        args: The Trainer's settings.
+
+    Raises:
+        ConfigError: If the checkpoint does not fit the model or the flags.
+    """
+    adapter = start is not None and start.is_adapter
+    if start is not None and adapter:
+        _check_adapter_flags(settings, start)
+        model = _load(settings, source.path, args, lora=True)
+        model = _load_adapter(model, source, start)
+        return TrainedModel(model=model, peft_config=None, ref_model=None, base=source.path)
+    lora = settings.model.use_peft
+    config = peft_config(settings.model)
+    if start is None:
+        model = _load(settings, source.path, args, lora=lora)
+        return TrainedModel(model=model, peft_config=config, ref_model=None, base=source.path)
+    model = _load(settings, start.path, args, lora=lora)
+    if not lora:
+        return TrainedModel(model=model, peft_config=None, ref_model=None, base=source.path)
+    # A fresh adapter on the earlier iteration's whole model: switching it off gives that model,
+    # so the SFT model must be a reference of its own.
+    reference = None
+    if args.reference == "base":
+        reference = _load(settings, source.path, args, lora=True)
+    return TrainedModel(model=model, peft_config=config, ref_model=reference, base=start.path)
+
+
+def extend_lineage(start: Start | None) -> list[Mapping[str, Any]]:
+    """Records of all earlier iterations, oldest first, for `moodpo.json`."""
+    if start is None:
+        return []
+    previous = start.manifest
+    if previous is None:
+        warn(f"{start.path} has no moodpo.json: its objectives and lineage are unknown.")
+    entry = {
+        "path": start.path,
+        "sha256": hash_weights(start.path),
+        "steps": previous.training.get("steps") if previous else None,
+        "output_dir": str(_output_dir_of(Path(start.path))),
+    }
+    return [*(previous.lineage if previous else ()), entry]
+
+
+def _output_dir_of(checkpoint: Path) -> Path:
+    path = checkpoint.resolve()
+    return path.parent if path.name.startswith("checkpoint-") else path
+
+
+def _load(settings: TrainSettings, path: str, args: MOODPOConfig, *, lora: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    flags = settings.model
+    dtype = flags.dtype or ("bfloat16" if lora and args.bf16 else "float32")
+    options: dict[str, Any] = {"dtype": dtype}
+    if (quantization := quantization_config(replace(flags, dtype=dtype))) is not None:
+        options["quantization_config"] = quantization
+        options["device_map"] = (
+            {"": args.local_process_index} if torch.cuda.is_available() else None
+        )
+    if flags.attn_implementation is not None:
+        options["attn_implementation"] = flags.attn_implementation
+    if not Path(path).is_dir():
+        options["revision"] = flags.model_revision
+    return _loading(path, lambda: AutoModelForCausalLM.from_pretrained(path, **options))
+
+
+def _load_adapter(model: Any, source: ModelSource, start: Start) -> Any:
+    from peft import PeftModel, prepare_model_for_kbit_training
+
+    trained_on = start.manifest.base_model.get("path") if start.manifest else None
+    if trained_on and not _same_place(str(trained_on), source.path):
+        warn(f"the adapter {start.path} was trained on {trained_on}, not on {source.path}.")
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    try:
+        return PeftModel.from_pretrained(model, start.path, is_trainable=True)
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"The adapter {start.path} does not fit {source.path}: {said}. Pass the model that it "
+            "was trained on."
+        ) from error
+
+
+def _check_adapter_flags(settings: TrainSettings, start: Start) -> None:
+    """An adapter keeps its shape: flags that ask for another one are refused."""
+    from peft import LoraConfig, PeftConfig
+
+    config = PeftConfig.from_pretrained(start.path)
+    if not settings.model.use_peft:
+        raise ConfigError(
+            f"--model_path {start.path} is an adapter, and --use_peft False trains all weights. "
+            "Merge it first (`moodpo export`), or train the adapter."
+        )
+    shapes = {"lora_r": "r", "lora_alpha": "lora_alpha", "use_dora": "use_dora"}
+    for flag in settings.given & shapes.keys():
+        asked, has = getattr(settings.model, flag), getattr(config, shapes[flag], None)
+        if isinstance(config, LoraConfig) and asked != has:
+            raise ConfigError(
+                f"--{flag} {asked}: the adapter {start.path} has {has} and keeps it. Drop the flag."
+            )
+
+
+def _loading(path: str, load: Callable[[], Any]) -> Any:
+    from safetensors import SafetensorError
+
+    try:
+        return load()
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{path} cannot be loaded: {said}") from error
+
+
+def _same_place(first: str, second: str) -> bool:
+    if first == second:
+        return True
+    return Path(first).is_dir() and Path(first).resolve() == Path(second).resolve()

@@ -1,0 +1,79 @@
+"""What the commands that ask a policy share: flags that name it, and loading it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from moodpo.cli.console import quiet_loading
+from moodpo.cli.flags import CommandParser
+
+if TYPE_CHECKING:
+    from moodpo.manifest import RunManifest
+    from moodpo.serving.policy import SteerablePolicy
+
+__all__ = ["add_policy_flags", "add_sampling_flags", "load_policy", "quick_manifest"]
+
+
+def add_policy_flags(parser: CommandParser) -> None:
+    """Adds POLICY and the flags that say how it is loaded."""
+    parser.add_argument(
+        "policy", metavar="POLICY", help="an output_dir, a checkpoint, a model folder or a Hub id"
+    )
+    group = parser.add_argument_group("loading")
+    group.add_argument("--base_model", metavar="PATH", help="the model under its adapter, if moved")
+    group.add_argument("--device", metavar="NAME", help="default: the first accelerator, else cpu")
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="type of the weights"
+    )
+    group.add_argument(
+        "--generation_batch_size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="answers that are sampled at once (default: %(default)s)",
+    )
+
+
+def add_sampling_flags(parser: CommandParser) -> None:
+    """Adds how answers are sampled; what is not given is as in training."""
+    group = parser.add_argument_group("sampling (default: as in training)")
+    group.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer in tokens")
+    group.add_argument("--temperature", type=float, metavar="X", help="0 is greedy")
+    group.add_argument("--top_p", type=float, metavar="X", help="nucleus mass")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed, other answers"
+    )
+
+
+def quick_manifest(policy: str, base_model: str | None) -> RunManifest | None:
+    """The policy's `moodpo.json`, before anything heavy is imported; None where there is none.
+
+    Raises:
+        ManifestError: If there is no such policy.
+    """
+    from moodpo.serving.files import find_policy
+
+    return find_policy(policy, base_model=base_model).manifest
+
+
+def load_policy(args: argparse.Namespace, objectives: Sequence[str] | None) -> SteerablePolicy:
+    """The policy that the flags name.
+
+    Args:
+        args: With the flags of `add_policy_flags`.
+        objectives: For a model without a `moodpo.json`; ignored otherwise.
+    """
+    from moodpo.serving.policy import SteerablePolicy
+
+    quiet_loading()
+    known = quick_manifest(args.policy, args.base_model) is not None
+    return SteerablePolicy.from_pretrained(
+        args.policy,
+        objectives=None if known else objectives,
+        base_model=args.base_model,
+        device=args.device,
+        dtype=args.dtype,
+        generation_batch_size=args.generation_batch_size,
+    )

@@ -1,0 +1,101 @@
+"""`moodpo score`: completions of a file in, their scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moodpo.cli.console import note, print_out
+from moodpo.cli.flags import CommandParser
+from moodpo.data import LoadedPrompts, load_prompts, write_csv
+from moodpo.errors import ConfigError, DataError
+from moodpo.rewards import check_reward_specs
+from moodpo.rewards.specs import parse_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["run"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Scores a file; returns the exit code."""
+    args = _parser().read(argv)
+    check_reward_specs(args.reward_models, minimum=1)
+    output = Path(args.output).expanduser()
+    if output.exists() and output.samefile(args.csv_path):
+        raise ConfigError(f"--output {output} is the input. Pass another file.")
+    loaded = load_prompts(args.csv_path, prompt_column=args.prompt_column, split=args.dataset_split)
+    _check_columns(loaded, args.completion_column, args.reward_models)
+    note(str(loaded.report))
+
+    from moodpo.rewards import RewardPanel, load_rewards
+
+    panel = RewardPanel(
+        load_rewards(args.reward_models, device=args.device, batch_size=args.reward_batch_size)
+    )
+    data = loaded.dataset
+    completions = ["" if c is None else str(c) for c in data[args.completion_column]]
+    columns = {
+        n: list(data[n]) for n in data.column_names if n not in ("prompt", args.completion_column)
+    }
+    scores = panel.score(loaded.prompts, completions, columns)
+    write_csv(output, _rows(loaded, args.prompt_column, panel.names, scores))
+    print_out(_summary(panel.names, scores, output))
+    return 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="moodpo score",
+        description="Scores the completions of a file. The output has all columns of the input "
+        "and one per reward; rows without a prompt are left out.",
+    )
+    parser.add_argument("--csv_path", required=True, metavar="FILE", help="prompts and completions")
+    parser.add_argument("--prompt_column", default="prompt", metavar="NAME")
+    parser.add_argument("--completion_column", default="completion", metavar="NAME")
+    parser.add_argument("--dataset_split", default="train", metavar="NAME", help="of a Hub dataset")
+    parser.add_argument(
+        "--reward_models", nargs="+", required=True, metavar="SPEC", help="see `moodpo rewards`"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="the CSV to write")
+    parser.add_argument("--reward_batch_size", type=int, default=16, metavar="N")
+    parser.add_argument("--device", metavar="NAME", help="default: the GPU, else cpu")
+    return parser
+
+
+def _check_columns(loaded: LoadedPrompts, completion: str, specs: Sequence[str]) -> None:
+    names = loaded.dataset.column_names
+    if completion not in names:
+        others = [name for name in names if name != "prompt"]
+        raise DataError(
+            f"{loaded.report.source} has no column {completion!r}; besides prompts it has "
+            f"{', '.join(others) or 'none'}. Pass --completion_column."
+        )
+    taken = [name for spec in specs if (name := parse_spec(spec).name) in names]
+    if taken:
+        raise ConfigError(
+            f"{loaded.report.source} has a column {taken[0]!r} already. Rename the objective, as "
+            f"in new_{taken[0]}=<spec>."
+        )
+
+
+def _rows(
+    loaded: LoadedPrompts, prompt_column: str, names: Sequence[str], scores: Tensor
+) -> Iterator[dict[str, Any]]:
+    for row, values in zip(loaded.dataset, scores.tolist(), strict=True):
+        given = {prompt_column if key == "prompt" else key: value for key, value in row.items()}
+        # Seven digits are what float32 holds; more would be noise.
+        found = (None if value != value else float(f"{value:.7g}") for value in values)
+        yield given | dict(zip(names, found, strict=True))
+
+
+def _summary(names: Sequence[str], scores: Tensor, output: Path) -> str:
+    lines = []
+    for k, name in enumerate(names):
+        known = scores[:, k][~scores[:, k].isnan()].double()
+        mean = f"{known.mean().item():.4f}" if len(known) else "none"
+        std = f"{known.std(correction=0).item():.4f}" if len(known) else "none"
+        lines.append(f"{name}: mean {mean}, std {std}, {len(known)} of {len(scores)} scored")
+    return "\n".join([*lines, f"scores are in {output}"])

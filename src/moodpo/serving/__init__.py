@@ -1,0 +1,1 @@
+"""Serving: a trained policy, asked with a weight vector."""

@@ -1,0 +1,382 @@
+"""`SteerablePolicy`: a trained policy that is asked with a weight vector.
+
+Reads what training wrote (`moodpo.json`, adapter or model), so that prompts are conditioned exactly
+as in training. Knows nothing of rewards or of how answers are used. Shapes: N prompts, K
+objectives.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from moodpo.conditioning import Conditioner, validate_weights
+from moodpo.errors import ConfigError, ManifestError, WeightsError
+from moodpo.generation.base import SamplingConfig
+from moodpo.generation.hf import HFGenerator
+from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
+from moodpo.records import Prompt, prompt_text
+from moodpo.serving.files import PolicyFiles, find_policy, locate_base
+from moodpo.tasks import PHRASES
+from moodpo.training.rollout import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["SteerablePolicy"]
+
+DEFAULT_SAMPLING = SamplingConfig(max_new_tokens=128)
+
+ObjectiveWeights = Mapping[str, float] | Sequence[Any] | Tensor
+
+
+class SteerablePolicy:
+    """One policy for every weighting of its objectives.
+
+    Args:
+        model: A causal language model, or a PEFT model around one.
+        tokenizer: The policy's.
+        conditioner: Writes weights into prompts.
+        sampling: What `generate` uses where it is not told otherwise.
+        generation_batch_size: Sequences decoded at once.
+        info: What identifies the policy: name, path, kind, lineage.
+        dtype: Half precision to compute in, where the weights are not all of it already.
+        base: Path or id of the model before training, for `base_policy`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        conditioner: Conditioner,
+        *,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        generation_batch_size: int = 64,
+        info: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        base: str | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.conditioner = conditioner
+        self.sampling = sampling
+        self._info = dict(info or {})
+        self._base = base
+        self._around: Any = nullcontext
+        self.generator = HFGenerator(
+            model,
+            eos_token_ids=_end_token_ids(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+            generation_batch_size=generation_batch_size,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        policy: str | Path,
+        *,
+        objectives: Sequence[str] | None = None,
+        conditioner: Conditioner | None = None,
+        base_model: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        generation_batch_size: int = 64,
+    ) -> SteerablePolicy:
+        """Loads an output folder, a checkpoint, a model folder or a Hub id.
+
+        An adapter is merged into float32 weights. In half precision it stays beside the base
+        model: most of what training changed is smaller than the last bit of a bfloat16 weight,
+        and merging would round it away.
+
+        Args:
+            policy: What `moodpo train` wrote, or any causal language model.
+            objectives: K names, for a model without a `moodpo.json`; its weights are then written
+                as by default.
+            conditioner: How weights are written, in place of `objectives` and `moodpo.json`.
+            base_model: The model under the adapter, if it is not where it was in training.
+            device: Where it runs; the first accelerator, else the CPU, when None.
+            dtype: Of the weights; bfloat16 on an accelerator and float32 on a CPU when None.
+            generation_batch_size: Sequences decoded at once.
+
+        Raises:
+            ManifestError: If there is no `moodpo.json` and no objectives were given, or the base
+                model of an adapter is not to be found.
+            ConfigError: If the objectives are not those of `moodpo.json`.
+        """
+        files = find_policy(policy, base_model=base_model)
+        conditioner = conditioner or _conditioner(files, objectives)
+        where = torch.device(device) if device is not None else _default_device()
+        kind = _dtype(dtype, where)
+        model = _load_model(files, where, kind)
+        return cls(
+            model,
+            _load_tokenizer(files),
+            conditioner,
+            sampling=_trained_sampling(files.manifest),
+            generation_batch_size=generation_batch_size,
+            info=_describe(files),
+            dtype=None if kind == torch.float32 else kind,
+            base=files.manifest.base_model.get("path") if files.manifest else None,
+        )
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives, in the order of every weight vector."""
+        return self.conditioner.objectives
+
+    def generate(
+        self,
+        prompts: str | Prompt | Sequence[Prompt],
+        objective_weights: ObjectiveWeights,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Answers prompts under given weights.
+
+        An answer depends on its prompt, its weights and the seed: not on the other prompts.
+
+        Args:
+            prompts: One text, one conversation that ends with a user turn, or N of them.
+            objective_weights: By name (missing names weigh 0), K values, or `[N, K]`: one row per
+                prompt. Normalized to sum to 1.
+            max_new_tokens: Longest answer in tokens; as in training when None.
+            temperature: 0 is greedy; as in training when None.
+            top_p: Nucleus mass; as in training when None.
+            seed: Of the answers: another seed gives other ones.
+
+        Returns:
+            N answers.
+
+        Raises:
+            WeightsError: If the weights do not fit the objectives or the prompts.
+        """
+        asked = _as_prompts(prompts)
+        rows = self._rows(objective_weights, len(asked))
+        changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        return self.sample(
+            asked,
+            torch.tensor(rows, dtype=torch.float64).reshape(len(asked), len(self.objectives)),
+            seeds=[derive_seed(seed, "answer", _key(prompt)) for prompt in asked],
+            sampling=self.sampling_with(**changes),
+        )
+
+    def sampling_with(self, **changes: float | None) -> SamplingConfig:
+        """How this policy samples, with some settings changed; None changes nothing."""
+        given: dict[str, Any] = {name: v for name, v in changes.items() if v is not None}
+        longest = given.get("max_new_tokens", self.sampling.max_new_tokens)
+        shortest = min(self.sampling.min_new_tokens, longest)
+        return replace(self.sampling, min_new_tokens=shortest, **given)
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        weights: Tensor,
+        *,
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+    ) -> list[str]:
+        """One answer per prompt, for sweeps.
+
+        Args:
+            prompts: N raw prompts.
+            weights: `[N, K]` on the simplex.
+            seeds: N integers; an answer depends on its own prompt, weights and seed alone.
+            sampling: How completions are sampled.
+
+        Returns:
+            N texts.
+        """
+        ids = [
+            self.conditioner.encode(self.tokenizer, prompt, row)
+            for prompt, row in zip(prompts, weights.tolist(), strict=True)
+        ]
+        with self._around():
+            completions = self.generator.generate(
+                ids, sampling=sampling, num_completions=1, seeds=seeds
+            )
+        return [
+            self.tokenizer.decode(c.token_ids, skip_special_tokens=True) for (c,) in completions
+        ]
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens not counted."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def describe(self) -> dict[str, Any]:
+        """Name, path, kind, lineage and a hash of the weights."""
+        return {**self._info, "sha256": self._sha256}
+
+    def base_policy(self) -> SteerablePolicy:
+        """The model before training, under the very same instructions: what to compare with.
+
+        It shares this policy's weights where they lie under an adapter, and is loaded otherwise.
+
+        Raises:
+            ManifestError: If nothing says what the base model is.
+        """
+        if hasattr(self.model, "disable_adapter"):
+            return _WithoutAdapter(self)
+        if self._base is None:
+            raise ManifestError(
+                "This policy does not say which model it was trained from. Name a baseline."
+            )
+        first = next(self.model.parameters())
+        base = SteerablePolicy.from_pretrained(
+            locate_base(self._base),
+            conditioner=self.conditioner,
+            device=first.device,
+            dtype=first.dtype,
+            generation_batch_size=self.generator.generation_batch_size,
+        )
+        base._info |= {"name": "base model", "kind": "base"}
+        return base
+
+    @cached_property
+    def _sha256(self) -> str | None:
+        path = self._info.get("path")
+        return hash_weights(path) if path and Path(path).is_dir() else None
+
+    def _rows(self, objective_weights: ObjectiveWeights, count: int) -> list[tuple[float, ...]]:
+        """N weight vectors on the simplex."""
+        if isinstance(objective_weights, Mapping):
+            return [validate_weights(objective_weights, self.objectives)] * count
+        values = objective_weights
+        values = values.tolist() if hasattr(values, "tolist") else list(values)
+        if not values or not isinstance(values[0], Mapping | Sequence):
+            return [validate_weights(values, self.objectives)] * count
+        if len(values) != count:
+            raise WeightsError(
+                f"objective_weights has {len(values)} rows but there are {count} prompts. Pass "
+                "one row per prompt, or one weight vector for all."
+            )
+        return [validate_weights(row, self.objectives) for row in values]
+
+
+class _WithoutAdapter(SteerablePolicy):
+    """A policy with its adapter switched off while it samples."""
+
+    def __init__(self, policy: SteerablePolicy) -> None:
+        self.__dict__.update(policy.__dict__)
+        self._info = {"name": "base model", "path": policy._base, "kind": "base", "lineage": []}
+        self._around = self._disabled
+        self._sha256 = None
+
+    def base_policy(self) -> SteerablePolicy:
+        """Itself."""
+        return self
+
+    @contextmanager
+    def _disabled(self) -> Iterator[None]:
+        switch: AbstractContextManager[None] = self.model.disable_adapter()  # type: ignore[operator]
+        with switch:
+            yield
+
+
+def _conditioner(files: PolicyFiles, objectives: Sequence[str] | None) -> Conditioner:
+    if files.manifest is None:
+        if not objectives:
+            raise ManifestError(
+                f"{files.name} has no {MANIFEST_NAME}, so its objectives are unknown. Name them: "
+                "objectives=[...], or --reward_models on the command line."
+            )
+        phrases = {name: PHRASES[name] for name in objectives if name in PHRASES}
+        return Conditioner(objectives=tuple(objectives), phrases=phrases)
+    if objectives is not None and tuple(objectives) != tuple(files.manifest.objectives):
+        raise ConfigError(
+            f"{files.name} was trained for the objectives {', '.join(files.manifest.objectives)}, "
+            f"not {', '.join(objectives)}. Leave them out: they are read from {MANIFEST_NAME}."
+        )
+    return Conditioner.from_dict(files.manifest.conditioning)
+
+
+def _describe(files: PolicyFiles) -> dict[str, Any]:
+    manifest = files.manifest
+    return {
+        "name": Path(files.name).name or files.name,
+        "path": str(files.weights_folder or files.model),
+        "kind": "adapter" if files.adapter else "model",
+        "lineage": [dict(entry) for entry in manifest.lineage] if manifest else [],
+    }
+
+
+def _trained_sampling(manifest: RunManifest | None) -> SamplingConfig:
+    known = set(SamplingConfig.__dataclass_fields__)
+    values = dict(manifest.sampling) if manifest else {}
+    return replace(DEFAULT_SAMPLING, **{n: v for n, v in values.items() if n in known})
+
+
+# --- loading --------------------------------------------------------------------------------
+
+
+def _load_model(files: PolicyFiles, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(files.model, dtype=dtype).to(device)
+    if files.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, files.adapter)
+        if dtype == torch.float32 and not getattr(model, "is_quantized", False):
+            model = model.merge_and_unload()
+    module: nn.Module = model.requires_grad_(False).eval()
+    return module
+
+
+def _load_tokenizer(files: PolicyFiles) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(files.tokenizer)
+
+
+def _default_device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ConfigError(f"Unknown dtype {dtype!r}. Use float32, bfloat16 or float16.")
+    return named
+
+
+def _end_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None}))
+
+
+# --- arguments ------------------------------------------------------------------------------
+
+
+def _as_prompts(prompts: str | Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    items: list[Any] = list(prompts)
+    return [items] if items and isinstance(items[0], Mapping) else items
+
+
+def _key(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    turns = [[turn["role"], turn["content"]] for turn in prompt]
+    return json.dumps(turns, ensure_ascii=False) if len(turns) > 1 else prompt_text(prompt)

@@ -1,0 +1,360 @@
+"""Bad input is refused fast, with a remedy, and before torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moodpo.cli import checks
+from moodpo.cli.settings import read_settings
+from moodpo.errors import (
+    ConfigError,
+    InputError,
+    ManifestError,
+    MissingDependencyError,
+    RewardSpecError,
+)
+from moodpo.manifest import RunManifest
+from tiny_checkpoints import build_tiny_gpt2_reward, install_in_hub_cache
+
+REWARDS = ("--reward_models", "brevity", "detail")
+
+
+def settings(*flags):
+    return read_settings(
+        ["--sft_model_path", "m", "--csv_path", "p.csv", *REWARDS, *map(str, flags)]
+    )
+
+
+def manifest(objectives=("brevity", "detail"), **values):
+    return RunManifest(
+        objectives=objectives,
+        rewards=(),
+        conditioning={},
+        scalarization="linear",
+        normalizer={},
+        reference={},
+        **values,
+    )
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A complete checkpoint, as far as its files' names go."""
+    folder = tmp_path / "out" / "checkpoint-3"
+    folder.mkdir(parents=True)
+    names = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt")
+    for name in (*names, "rng_state.pth", "trainer_state.json", "moodpo_state.json"):
+        (folder / name).write_text("{}")
+    manifest(training={"steps": 3}).save(folder)
+    return folder
+
+
+# --- flags ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [
+        (["--sft_model_path", "m"], "--csv_path, --reward_models"),
+        (["--csv_path", "p.csv", "--reward_models", "a", "b"], "--sft_model_path"),
+    ],
+)
+def test_all_three_or_none(flags, missing):
+    with pytest.raises(ConfigError, match=f"Missing: {missing}\\."):
+        checks.check_settings(read_settings(flags))
+    checks.check_settings(read_settings([]))
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (["helpfull", "harmless"], r"Unknown reward 'helpfull'\. Did you mean helpful"),
+        (["helpful"], "2 or more rewards are needed, got 1"),
+        (["helpful", "helpful"], "2 rewards are named 'helpful'"),
+        (["helpful", "./nowhere"], "does not exist"),
+    ],
+)
+def test_reward_specs(specs, message):
+    given = read_settings(["--sft_model_path", "m", "--csv_path", "p", "--reward_models", *specs])
+    with pytest.raises(RewardSpecError, match=message):
+        checks.check_settings(given)
+
+
+def test_a_causal_model_is_no_reward(policy):
+    given = settings("--reward_models", "brevity", policy)
+    with pytest.raises(RewardSpecError, match="causal language model"):
+        checks.check_settings(given)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["--load_in_4bit", "True"], MissingDependencyError, r"moodpo\[quantization\]"),
+        (["--load_in_8bit", "True", "--use_peft", "False"], ConfigError, "--use_peft True"),
+        (["--sweep_weights", "1"], ConfigError, "0 or at least 2"),
+        (["--sweep_weights", "3"], ConfigError, "Pass --eval_csv_path"),
+        (
+            ["--sweep_weights", "3", "--eval_csv_path", "e", "--sweep_prompts", "0"],
+            ConfigError,
+            "sweep_prompts must be at least 1",
+        ),
+    ],
+)
+def test_flags_that_cannot_work(flags, error, message):
+    with pytest.raises(error, match=message):
+        checks.check_settings(settings(*flags))
+
+
+# --- models ---
+
+
+def test_a_model_folder_is_found_with_its_config(policy):
+    source = checks.resolve_model(str(policy))
+    assert source.path == str(policy)
+    assert source.max_positions == 2048
+
+
+def test_a_hub_id_is_found_in_the_cache(policy, tmp_path, monkeypatch):
+    install_in_hub_cache(policy, "org/tiny", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    source = checks.resolve_model("org/tiny")
+    assert (source.path, source.max_positions) == ("org/tiny", 2048)
+
+
+def test_no_such_model(tmp_path):
+    with pytest.raises(ConfigError, match=r"--sft_model_path \./nope does not exist"):
+        checks.resolve_model("./nope")
+    with pytest.raises(ConfigError, match="does not exist"):
+        checks.resolve_model(str(tmp_path / "nope"))
+    with pytest.raises(ConfigError, match="the Hub gave no model of that name"):
+        checks.resolve_model("org/nope")
+
+
+def test_an_adapter_is_no_sft_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(ConfigError) as refused:
+        checks.resolve_model(str(tmp_path))
+    assert f"--sft_model_path org/base --model_path {tmp_path}" in str(refused.value)
+
+
+def test_incomplete_folders(policy, tmp_path):
+    with pytest.raises(ConfigError, match="holds no model"):
+        checks.resolve_model(str(tmp_path))
+    folder = tmp_path / "m"
+    shutil.copytree(policy, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ConfigError, match="holds no tokenizer"):
+        checks.resolve_model(str(folder))
+    (folder / "config.json").write_text("{")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        checks.resolve_model(str(folder))
+
+
+def test_a_classifier_is_no_policy(tmp_path):
+    build_tiny_gpt2_reward(tmp_path)
+    with pytest.raises(ConfigError, match=r"is a classifier .* as one of --reward_models"):
+        checks.resolve_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"n_positions": 64}, 64),
+        ({"max_position_embeddings": 128}, 128),
+        ({"text_config": {"max_position_embeddings": 256}}, 256),
+        ({}, None),
+    ],
+)
+def test_lengths_must_leave_room(config, limit):
+    source = checks.ModelSource(path="m", config=config)
+    assert source.max_positions == limit
+    if limit is None:
+        return checks.check_lengths(source, max_prompt_length=10**6, max_new_tokens=1)
+    checks.check_lengths(source, max_prompt_length=limit - 8, max_new_tokens=8)
+    with pytest.raises(ConfigError, match=f"--max_prompt_length {limit - 8} or less"):
+        checks.check_lengths(source, max_prompt_length=limit - 7, max_new_tokens=8)
+    with pytest.raises(ConfigError, match=f"--max_new_tokens below {limit}"):
+        checks.check_lengths(source, max_prompt_length=1, max_new_tokens=limit)
+    return None
+
+
+# --- earlier iterations ---
+
+
+def test_a_start_is_found(checkpoint):
+    start = checks.find_start(settings("--model_path", checkpoint))
+    assert start is not None
+    assert (start.path, start.is_adapter) == (str(checkpoint), True)
+    assert start.manifest.objectives == ("brevity", "detail")
+    assert checks.find_start(settings()) is None
+
+
+def test_a_start_that_moodpo_did_not_train_has_no_manifest(checkpoint):
+    (checkpoint / "moodpo.json").unlink()
+    assert checks.find_start(settings("--model_path", checkpoint)).manifest is None
+
+
+def test_no_start(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        checks.find_start(settings("--model_path", tmp_path / "nope"))
+    with pytest.raises(ConfigError, match=r"is no checkpoint.*Did you mean .*checkpoint-3"):
+        checks.find_start(settings("--model_path", checkpoint.parent))
+    (checkpoint / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="has no weights"):
+        checks.find_start(settings("--model_path", checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("trained_for", "what"),
+    [(("helpful", "detail"), "objectives"), (("detail", "brevity"), "the order of objectives")],
+)
+def test_a_start_for_other_objectives_is_refused(checkpoint, trained_for, what):
+    manifest(trained_for).save(checkpoint)
+    with pytest.raises(ManifestError, match=f"trained with {what} ="):
+        checks.find_start(settings("--model_path", checkpoint))
+
+
+# --- resuming ---
+
+
+@pytest.mark.parametrize("value", [None, "False", "no"])
+def test_no_resumption(value):
+    flags = [] if value is None else ["--resume_from_checkpoint", value]
+    assert checks.resume_checkpoint(settings(*flags)) is None
+
+
+def test_the_last_complete_checkpoint_is_resumed(checkpoint, capsys):
+    later = checkpoint.with_name("checkpoint-12")
+    shutil.copytree(checkpoint, later)
+    asked = settings("--output_dir", checkpoint.parent, "--resume_from_checkpoint", "True")
+    assert checks.resume_checkpoint(asked) == str(later)
+    (later / "optimizer.pt").unlink()
+    assert checks.resume_checkpoint(asked) == str(checkpoint)
+    assert "checkpoint-12 lacks optimizer.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"),
+        *("moodpo_state.json", "moodpo.json", "adapter_model.safetensors"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_not_resumed(checkpoint, name):
+    asked = settings("--resume_from_checkpoint", checkpoint)
+    assert checks.resume_checkpoint(asked) == str(checkpoint)
+    (checkpoint / name).unlink()
+    with pytest.raises(ConfigError, match="cannot be continued exactly"):
+        checks.resume_checkpoint(asked)
+
+
+def test_nothing_to_resume(tmp_path):
+    asked = settings("--output_dir", tmp_path, "--resume_from_checkpoint", "True")
+    with pytest.raises(ConfigError, match="has no checkpoint"):
+        checks.resume_checkpoint(asked)
+
+
+def test_a_resumed_iteration_needs_its_start(checkpoint):
+    manifest(base_model={"path": "m", "start": "iter1"}).save(checkpoint)
+    with pytest.raises(ConfigError, match="started from --model_path iter1"):
+        checks.resume_checkpoint(settings("--resume_from_checkpoint", checkpoint))
+
+
+# --- output ---
+
+
+def test_another_run_is_not_overwritten(checkpoint):
+    folder = checkpoint.parent
+    asked = settings("--output_dir", folder)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        checks.check_output(asked, None)
+    checks.check_output(asked, str(checkpoint))  # resuming is fine
+    checks.check_output(settings("--output_dir", folder / "new"), None)
+    (folder / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        checks.check_output(settings("--output_dir", folder / "file"), None)
+
+
+def test_overwriting_deletes_a_run_and_nothing_else(checkpoint):
+    folder = checkpoint.parent
+    manifest().save(folder)
+    for name in ("metrics.jsonl", "notes.txt", "checkpoint-best"):
+        (folder / name).write_text("")
+    asked = settings("--output_dir", folder, "--overwrite", "True")
+    checks.check_output(asked, None)
+    checks.clear_output(settings("--output_dir", folder))  # not asked for: nothing happens
+    assert checkpoint.is_dir()
+    checks.clear_output(asked)
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-best", "notes.txt"]
+
+
+def test_a_folder_without_a_run_is_left_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    checks.clear_output(settings("--output_dir", tmp_path, "--overwrite", "True"))
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
+
+
+def test_overwriting_must_not_delete_the_start(checkpoint):
+    flags = ["--output_dir", checkpoint.parent, "--overwrite", "True", "--model_path", checkpoint]
+    with pytest.raises(ConfigError, match="would delete --model_path"):
+        checks.check_output(settings(*flags), None)
+
+
+def test_references(checkpoint, tmp_path):
+    checks.check_reference(str(checkpoint))
+    checks.check_reference("org/model")
+    for reference in ("./nope", "best", str(tmp_path)):
+        with pytest.raises(ConfigError, match="--reference"):
+            checks.check_reference(reference)
+
+
+# --- the whole command, in its own process ---
+
+BAD_COMMANDS = {
+    "unknown flag": (["--csv_pth", "x"], "Did you mean --csv_path"),
+    "no such file": (["--csv_path", "nope.csv"], "nope.csv"),
+    "no such column": (["--prompt_column", "promt"], "did you mean 'prompt'"),
+    "unknown reward": (["--reward_models", "helpfull", "humor"], "Did you mean helpful"),
+    "one reward": (["--reward_models", "humor"], "2 or more rewards"),
+    "no such model": (["--sft_model_path", "./nope"], "does not exist"),
+    "no such start": (["--model_path", "./nope"], "does not exist"),
+}
+
+
+def test_bad_input_exits_with_2_and_never_loads_torch(policy, prompts, tmp_path):
+    flags = ["train", "--sft_model_path", policy, "--csv_path", prompts, *REWARDS]
+    commands = [[*map(str, flags), *bad] for bad, _ in BAD_COMMANDS.values()]
+    code = (
+        "import json, sys; from moodpo.cli import main\n"
+        "for argv in json.load(sys.stdin): print('EXIT', main(argv), file=sys.stderr)\n"
+        "print([n for n in ('torch', 'peft') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout.strip() == "[]"
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 * len(commands), done.stderr
+    for i, (_, remedy) in enumerate(BAD_COMMANDS.values()):
+        assert lines[2 * i].startswith("moodpo: error: ")
+        assert remedy in lines[2 * i]
+        assert lines[2 * i + 1] == "EXIT 2"
+    assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_every_refusal_is_an_input_error():
+    for error in (ConfigError, ManifestError, RewardSpecError):
+        assert issubclass(error, InputError)
