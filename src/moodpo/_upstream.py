@@ -14,14 +14,13 @@ import transformers
 from transformers import HfArgumentParser
 from trl import ModelConfig
 
-from moodpo.errors import ConfigError
-
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 __all__ = [
     "HfArgumentParser",
     "ModelConfig",
+    "adapter_misfit",
     "dataclass_fields_in",
     "peft_config",
     "quantization_config",
@@ -32,8 +31,11 @@ __all__ = [
 def peft_config(model: ModelConfig) -> PeftConfig | None:
     """The LoRA settings of a `ModelConfig`; None when it says `use_peft=False`.
 
+    Args:
+        model: The settings; our `lora_layers_to_transform` counts where it has one.
+
     Raises:
-        ConfigError: If blocks are chosen (`lora_layers_to_transform`) but no module names.
+        ValueError: If blocks are chosen but no module names, which peft would ignore.
     """
     from trl import get_peft_config
 
@@ -42,12 +44,19 @@ def peft_config(model: ModelConfig) -> PeftConfig | None:
     if config is None or layers is None:
         return config
     if isinstance(config.target_modules, str):
-        raise ConfigError(
-            f"lora_layers_to_transform needs module names, and lora_target_modules is "
+        raise ValueError(
+            "lora_layers_to_transform needs module names, and lora_target_modules is "
             f"{config.target_modules!r}. Name them, as in --lora_target_modules q_proj v_proj."
         )
     config.layers_to_transform = list(layers)
     return config
+
+
+def adapter_misfit() -> type[Exception]:
+    """What peft raises when an adapter's target modules are not in the model."""
+    from peft.utils import NoMatchingPeftModuleError
+
+    return NoMatchingPeftModuleError
 
 
 def quantization_config(model: ModelConfig) -> Any:

@@ -55,11 +55,12 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def train_flags(policy: Path, prompts: Path) -> tuple[str, ...]:
     """A run of seconds: what every training test adds its own flags to."""
-    flags = f"""--sft_model_path {policy} --csv_path {prompts} --disable_wandb True --max_steps 2 --per_device_train_batch_size 2 --max_new_tokens 8
-        --calibration_prompts 4 --logging_steps 1 --learning_rate 1e-2 --lora_r 4
-        --lora_dropout 0 --disable_tqdm True --save_steps 1"""
+    flags = f"""--sft_model_path {policy} --csv_path {prompts} --disable_wandb True
+        --max_steps 2 --per_device_train_batch_size 2 --max_new_tokens 8 --calibration_prompts 4
+        --logging_steps 1 --learning_rate 1e-2 --lora_r 4 --lora_dropout 0 --disable_tqdm True
+        --save_steps 1""".split()
     rewards = ("--reward_models", "brevity=tiny_rewards:letters", "detail=tiny_rewards:variety")
-    return (*flags.split(), *rewards)
+    return (*flags, *rewards)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def test_the_longest_instruction_bounds_all_others():
     for step in range(21):
         weights = (step / 20, 1 - step / 20)
         assert length("x", weights) <= longest
-    assert len({length("x", (w, 1 - w)) for w in (0.0, 0.3, 0.5)}) > 1  # they do differ
+    assert length("x", (0.5, 0.5)) < longest  # they do differ
 
 
 def test_many_objectives_are_probed_too():

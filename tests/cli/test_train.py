@@ -239,14 +239,26 @@ def test_refused_before_a_model_loads(run, train_flags, tmp_path, monkeypatch, f
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lora_target_modules", "c_attn"], "--lora_target_modules"),
+        (["--lora_layers_to_transform", "0"], "needs module names"),
+    ],
+)
+def test_adapters_that_the_model_has_no_place_for(run, train_flags, tmp_path, flags, message):
+    outcome = run("train", *train_flags, "--output_dir", tmp_path / "new", *flags)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
 def test_a_model_that_does_not_load_is_bad_input(run, train_flags, tmp_path):
     broken = save_tiny_policy(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"not safetensors")
     flags = ["--sft_model_path", broken, "--output_dir", tmp_path / "out"]
     outcome = run("train", *train_flags, *flags)
-    assert outcome.code != 0
-    assert "broken" in outcome.err or "safetensors" in outcome.err
-    assert "Traceback" not in outcome.err
+    assert outcome.code == 2
+    assert f"{broken} cannot be loaded" in outcome.err
 
 
 # --- the embedded default ---
@@ -256,7 +268,8 @@ def test_no_arguments_train_sweep_and_report(run, policy, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("moodpo.embedded.embedded_policy_path", lambda: policy)
     small = """--max_steps 1 --per_device_train_batch_size 4 --max_new_tokens 6 --sweep_weights 3
-        --sweep_prompts 5 --calibration_prompts 4 --disable_wandb True --disable_tqdm True"""
+        --sweep_prompts 5 --calibration_prompts 4 --disable_wandb True --disable_tqdm True
+        --lora_layers_to_transform 1"""
     outcome = run("train", *small.split())
     assert outcome.code == 0, outcome.err
     folder = Path("outputs/default")

@@ -57,7 +57,7 @@ def make_trainer(folder, *, rewards=(vowels, capitals), lora=False, prompts=PROM
             r=4, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         torch.manual_seed(0)  # adapters are initialized from the global generator
-    for name in ("conditioner", "start", "base", "eval_dataset", "ref_model", "callbacks"):
+    for name in ("sweep", "conditioner", "start", "base", "eval_dataset", "ref_model", "callbacks"):
         if name in settings:
             kwargs[name] = settings.pop(name)
     return MOODPOTrainer(
@@ -289,6 +289,26 @@ def test_evaluate_gives_every_metric_and_repeats_itself(tmp_path):
     for name in ("eval_loss", "eval_objective/vowels/mean", "eval_pairs/active", "eval_kl"):
         assert math.isfinite(first[name]), name
         assert first[name] == pytest.approx(second[name], abs=1e-6), name
+
+
+def test_a_sweep_joins_the_metrics_and_chooses_the_best_checkpoint(tmp_path):
+    values = iter([1.0, 3.0, 2.0])
+    trainer = make_trainer(
+        tmp_path,
+        eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:4]}),
+        sweep=lambda trainer: {"hypervolume": next(values)},
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_hypervolume",
+    )
+    trainer.train()
+    assert logged(trainer, "eval_hypervolume") == [1.0, 3.0, 2.0]
+    assert trainer.state.best_metric == 3.0
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
 
 
 def test_evaluation_during_training_does_not_change_training(tmp_path):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moodpo._upstream import peft_config, quantization_config
+from moodpo._upstream import adapter_misfit, peft_config, quantization_config
 from moodpo.cli.checks import ModelSource, Start
 from moodpo.cli.console import warn
 from moodpo.cli.settings import TrainSettings
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 
     from moodpo.training.config import MOODPOConfig
 
-__all__ = ["TrainedModel", "extend_lineage", "load_policy", "load_tokenizer"]
+__all__ = [
+    "TrainedModel",
+    "extend_lineage",
+    "fitting_adapter",
+    "load_policy",
+    "load_tokenizer",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +73,7 @@ def load_policy(
         model = _load_adapter(model, source, start)
         return TrainedModel(model=model, peft_config=None, ref_model=None, base=source.path)
     lora = settings.model.use_peft
-    config = peft_config(settings.model)
+    config = _adapter_config(settings)
     if start is None:
         model = _load(settings, source.path, args, lora=lora)
         return TrainedModel(model=model, peft_config=config, ref_model=None, base=source.path)
@@ -79,6 +86,20 @@ def load_policy(
     if args.reference == "base":
         reference = _load(settings, source.path, args, lora=True)
     return TrainedModel(model=model, peft_config=config, ref_model=reference, base=start.path)
+
+
+@contextmanager
+def fitting_adapter() -> Iterator[None]:
+    """Within it, an adapter that finds none of its modules in the model is bad input.
+
+    Raises:
+        ConfigError: Naming the modules.
+    """
+    try:
+        yield
+    except adapter_misfit() as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{said} Pass other --lora_target_modules, or leave them out.") from error
 
 
 def extend_lineage(start: Start | None) -> list[Mapping[str, Any]]:
@@ -95,6 +116,13 @@ def extend_lineage(start: Start | None) -> list[Mapping[str, Any]]:
         "output_dir": str(_output_dir_of(Path(start.path))),
     }
     return [*(previous.lineage if previous else ()), entry]
+
+
+def _adapter_config(settings: TrainSettings) -> Any:
+    try:
+        return peft_config(settings.model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _output_dir_of(checkpoint: Path) -> Path:

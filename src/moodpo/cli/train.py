@@ -125,7 +125,13 @@ def _train(
 ) -> int:
     from transformers import set_seed
 
-    from moodpo.cli.models import extend_lineage, load_policy, load_tokenizer
+    from moodpo.cli.after import sweep_trained, sweep_while_training
+    from moodpo.cli.models import (
+        extend_lineage,
+        fitting_adapter,
+        load_policy,
+        load_tokenizer,
+    )
     from moodpo.training.observe import InterruptCallback
     from moodpo.training.trainer import MOODPOTrainer
 
@@ -144,22 +150,25 @@ def _train(
     loaded = load_policy(settings, source, start, args)
     note(f"policy      {_describe_policy(settings, source, start)}")
     interrupt = InterruptCallback()
-    trainer = MOODPOTrainer(
-        model=loaded.model,
-        ref_model=loaded.ref_model,
-        reward_funcs=settings.run.reward_models or (),
-        args=args,
-        train_dataset=prompts.dataset,
-        eval_dataset=held_out.dataset if held_out else None,
-        processing_class=tokenizer,
-        peft_config=loaded.peft_config,
-        conditioner=conditioner,
-        lineage=extend_lineage(start),
-        start=start.path if start else None,
-        base=loaded.base,
-        task=settings.run.exp_type,
-        callbacks=[interrupt],
-    )
+    evaluates = args.eval_strategy != "no"
+    with fitting_adapter():
+        trainer = MOODPOTrainer(
+            model=loaded.model,
+            ref_model=loaded.ref_model,
+            reward_funcs=settings.run.reward_models or (),
+            args=args,
+            train_dataset=prompts.dataset,
+            eval_dataset=held_out.dataset if held_out else None,
+            processing_class=tokenizer,
+            peft_config=loaded.peft_config,
+            conditioner=conditioner,
+            lineage=extend_lineage(start),
+            start=start.path if start else None,
+            base=loaded.base,
+            task=settings.run.exp_type,
+            sweep=sweep_while_training(settings, held_out) if evaluates and held_out else None,
+            callbacks=[interrupt],
+        )
     note(f"objectives  {', '.join(trainer.objectives)}")
     note(f"output      {args.output_dir}")
     try:
@@ -173,8 +182,6 @@ def _train(
     finally:
         finish_wandb()
     if settings.run.sweep_weights and held_out is not None and is_main_process():
-        from moodpo.cli.after import sweep_trained
-
         sweep_trained(trainer, settings, held_out)
     print_out(_closing(settings, trainer))
     return DONE

@@ -77,6 +77,7 @@ class RolloutCollector:
         panel: All rewards; sees raw prompts only.
         sampling: Lengths and temperature.
         concentration: Of the Dirichlet, one value or K.
+        draw: Draws weights `[B, K]` from B seeds, in place of the Dirichlet.
         phase: Called with `generate` or `score`; times and shows the phase.
     """
 
@@ -86,6 +87,7 @@ class RolloutCollector:
     panel: RewardPanel
     sampling: SamplingConfig
     concentration: Sequence[float]
+    draw: Callable[[Sequence[int]], Tensor] | None = None
     phase: Phase = lambda _: nullcontext()
 
     def encode(self, prompt: Prompt, weights: Tensor) -> TokenIds:
@@ -102,10 +104,7 @@ class RolloutCollector:
         Returns:
             The rollout, rewards raw.
         """
-        names = self.conditioner.objectives
-        weights = draw_weights(
-            self.concentration, len(names), [derive_seed(*key, "w", i) for i in batch.indices]
-        )  # [B, K]
+        weights = self._draw([derive_seed(*key, "w", i) for i in batch.indices])  # [B, K]
         prompt_ids = [self.encode(p, w) for p, w in zip(batch.prompts, weights, strict=True)]
         with self.phase("generate"):
             sampled = self.generator.generate(
@@ -129,6 +128,11 @@ class RolloutCollector:
             finished=torch.tensor([[c.finished for c in pair] for pair in sampled]),
             rewards=rewards,
         )
+
+    def _draw(self, seeds: Sequence[int]) -> Tensor:
+        if self.draw is not None:
+            return self.draw(seeds)
+        return draw_weights(self.concentration, len(self.conditioner.objectives), seeds)
 
     def score(self, batch: PromptBatch, texts: Sequence[Sequence[str]]) -> Tensor:
         """Raw rewards `[B, 2, K]` of interleaved completions, one pass per reward."""

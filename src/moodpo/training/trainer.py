@@ -86,10 +86,15 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         processing_class: The policy's tokenizer; by default the model's own.
         peft_config: Wraps the model in a fresh adapter.
         conditioner: How weights are written; by default as `args` and the reward names say.
+        weight_sampler: Draws weights `[B, K]` from B seeds, one row per seed and independent of
+            the others; Dirichlet draws of `args.concentration` by default.
         lineage: Records of earlier iterations, for `moodpo.json`.
         start: The checkpoint that `model`'s trained weights come from, if any.
         base: Path or id of the SFT model; by default the model's own name.
         task: Name of the task preset, for `moodpo.json`.
+        sweep: Called by `evaluate()` with this trainer; what it returns joins the metrics as
+            `eval_NAME`. The command line passes a sweep over weights, which gives
+            `eval_hypervolume` and `eval_steerability`.
         callbacks: As in `transformers.Trainer`.
         optimizers: As in `transformers.Trainer`.
 
@@ -113,10 +118,12 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         peft_config: Any = None,
         *,
         conditioner: Conditioner | None = None,
+        weight_sampler: Callable[[Sequence[int]], Tensor] | None = None,
         lineage: Sequence[Mapping[str, Any]] = (),
         start: str | None = None,
         base: str | None = None,
         task: str = "assistant",
+        sweep: Callable[[MOODPOTrainer], Mapping[str, float]] | None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -134,7 +141,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self._metrics = {"train": MetricStore(), "eval": MetricStore()}
         self._samples: list[dict[str, Any]] = []
         self._eval_position = 0
-        self._tokens_processed = 0
+        self._sweep, self._swept = sweep, dict[str, float]()
         self._lineage, self._task, self._base, self._start = tuple(lineage), task, base, start
         super().__init__(
             model=model,
@@ -172,6 +179,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             panel=panel,
             sampling=sampling_config(args),
             concentration=args.concentration,
+            draw=weight_sampler,
             phase=self.clock,
         )
         self._linear_head = head_is_linear(self.model)
@@ -324,6 +332,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `transformers.Trainer.evaluate`, with every training metric on held-out prompts."""
         self._eval_position = 0
+        if self._sweep is not None:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                self._swept = dict(self._sweep(self))
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
@@ -332,6 +343,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
         means = self._metrics[mode].pop_means(self._reduce)
         prefix = "eval_" if mode == "eval" else ""
+        if mode == "eval":
+            means |= self._swept
+            self._swept = {}
         # In place: evaluate() returns this very dictionary, and metric_for_best_model reads it.
         logs.update({f"{prefix}{k}": v for k, v in _with_deviations(means).items()})
         super().log(logs, start_time)
