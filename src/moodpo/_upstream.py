@@ -56,7 +56,8 @@ def adapter_misfit() -> type[Exception]:
     """What peft raises when an adapter's target modules are not in the model."""
     from peft.utils import NoMatchingPeftModuleError
 
-    return NoMatchingPeftModuleError
+    misfit: type[Exception] = NoMatchingPeftModuleError
+    return misfit
 
 
 def quantization_config(model: ModelConfig) -> Any:

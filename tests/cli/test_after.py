@@ -1,28 +1,22 @@
-"""Sweeps of a run, while it trains."""
+"""Sweeps of a run: which prompts they take."""
 
-import json
+from __future__ import annotations
 
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from moodpo.manifest import RunManifest
+from moodpo.cli.after import spread_rows
 
 
-def test_evaluation_sweeps_weights_and_keeps_the_best_checkpoint(
-    run, train_flags, prompts, tmp_path
-):
-    flags = f"""--output_dir {tmp_path} --eval_csv_path {prompts}
-        --eval_strategy steps --eval_steps 1
-        --save_strategy steps --save_steps 1 --load_best_model_at_end True --sweep_prompts 4
-        --metric_for_best_model eval_hypervolume --per_device_eval_batch_size 4""".split()
-    outcome = run("train", *train_flags, *flags)
-    assert outcome.code == 0, outcome.err
-    state = json.loads((tmp_path / "trainer_state.json").read_text())
-    evaluations = [entry for entry in state["log_history"] if "eval_hypervolume" in entry]
-    assert len(evaluations) == 2
-    for entry in evaluations:
-        assert entry["eval_hypervolume"] >= 0
-        assert -1 <= entry["eval_steerability"] <= 1
-        both = [entry[f"eval_steerability/{n}"] for n in RunManifest.load(tmp_path).objectives]
-        assert entry["eval_steerability"] == pytest.approx(sum(both) / 2)
-    best = max(evaluations, key=lambda entry: entry["eval_hypervolume"])
-    assert state["best_metric"] == best["eval_hypervolume"]
+def test_rows_are_spread_by_hand():
+    assert spread_rows(10, 4) == [0, 2, 5, 7]
+    assert spread_rows(3, 5) == [0, 1, 2]
+
+
+@given(total=st.integers(1, 500), count=st.integers(1, 500))
+def test_rows_are_distinct_in_order_and_within(total, count):
+    rows = spread_rows(total, count)
+    assert len(rows) == min(total, count)
+    assert rows == sorted(set(rows))
+    assert rows[0] >= 0
+    assert rows[-1] < total

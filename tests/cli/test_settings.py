@@ -58,6 +58,20 @@ def test_method_defaults():
     assert settings.output_dir == Path("outputs/assistant")
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["q_proj"], ["q_proj"]),
+        (["mlp.up_proj"], ["mlp.up_proj"]),
+        (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        (["all-linear"], "all-linear"),
+        ([".*_proj"], ".*_proj"),
+    ],
+)
+def test_one_module_is_a_name_not_a_pattern(given, kept):
+    assert read_settings(["--lora_target_modules", *given]).model.lora_target_modules == kept
+
+
 def test_a_task_changes_defaults_and_its_flags_change_them_again():
     args = config(read_settings([*USER, "--exp_type", "summary", "--max_new_tokens", "9"]))
     assert args.max_prompt_length == TASKS["summary"].defaults["max_prompt_length"]

@@ -56,7 +56,6 @@ def make_trainer(folder, *, rewards=(vowels, capitals), lora=False, prompts=PROM
         kwargs["peft_config"] = LoraConfig(
             r=4, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-        torch.manual_seed(0)  # adapters are initialized from the global generator
     for name in ("sweep", "conditioner", "start", "base", "eval_dataset", "ref_model", "callbacks"):
         if name in settings:
             kwargs[name] = settings.pop(name)

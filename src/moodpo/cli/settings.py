@@ -8,6 +8,7 @@ arguments until `training_config` is asked to read them: reading them imports to
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -147,6 +148,17 @@ class ModelFlags(ModelConfig):  # type: ignore[misc]
             "--lora_target_modules. Upper blocks alone make the backward pass shorter."
         },
     )
+
+    def __post_init__(self) -> None:
+        """As TRL's, but a single module's name stays a name.
+
+        TRL makes a text of a list of one, which peft reads as a pattern of whole paths: right for
+        `all-linear` and for patterns, while `q_proj` would match nothing.
+        """
+        super().__post_init__()
+        named: Any = self.lora_target_modules
+        if isinstance(named, str) and re.fullmatch(r"[\w.]+", named):
+            self.lora_target_modules = [named]
 
 
 _UNUSED_MODEL_FLAGS = ("model_name_or_path", "lora_task_type")

@@ -72,7 +72,9 @@ def start_wandb(name: str | None, folder: Path, config: Mapping[str, Any]) -> No
         "name": name,
         "dir": os.environ.get("WANDB_DIR", str(folder)),
         "config": dict(config),
-        "settings": wandb.Settings(init_timeout=INIT_SECONDS, login_timeout=INIT_SECONDS),
+        "settings": wandb.Settings(
+            init_timeout=INIT_SECONDS, login_timeout=INIT_SECONDS, quiet=True
+        ),
     }
     try:
         run = wandb.init(mode=mode, **options)

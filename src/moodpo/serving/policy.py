@@ -276,10 +276,6 @@ class _WithoutAdapter(SteerablePolicy):
         self._around = self._disabled
         self._sha256 = None
 
-    def base_policy(self) -> SteerablePolicy:
-        """Itself."""
-        return self
-
     @contextmanager
     def _disabled(self) -> Iterator[None]:
         switch: AbstractContextManager[None] = self.model.disable_adapter()  # type: ignore[operator]

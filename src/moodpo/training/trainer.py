@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProgressCallback,
     Trainer,
+    set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -131,6 +132,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         model, tokenizer = _load(model, processing_class, args)
         base = base or getattr(model.config, "_name_or_path", None) or None
         if peft_config is not None:
+            set_seed(args.seed)  # a fresh adapter is drawn from the global generator
             model = _wrap_peft(model, peft_config)
         if args.activation_checkpointing and args.activation_checkpointing_kwargs is None:
             # Reentrant checkpoints need inputs with gradients, which a frozen embedding has not.

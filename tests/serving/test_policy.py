@@ -1,0 +1,247 @@
+"""`SteerablePolicy`: conditioning, seeds, precision, the base model behind it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from moodpo.conditioning import Conditioner
+from moodpo.errors import ConfigError, ManifestError, WeightsError
+from moodpo.generation.base import SamplingConfig
+from moodpo.manifest import RunManifest, hash_weights
+from moodpo.serving.policy import SteerablePolicy
+from tiny_policies import save_tiny_policy, tiny_model, tiny_tokenizer
+
+CONDITIONER = Conditioner(objectives=("brevity", "detail"), weight_format="verbal")
+PROMPTS = ["Hello", "Tell me more.", "Why?"]
+HALF = {"brevity": 0.5, "detail": 0.5}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_policy(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory):
+    """A strong adapter on the base, as training would save it."""
+    folder = tmp_path_factory.mktemp("adapter")
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_model(), config)
+    model.base_model.model.config._name_or_path = str(base)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.3, generator=generator)
+    model.save_pretrained(folder)
+    RunManifest(
+        objectives=CONDITIONER.objectives,
+        rewards=(),
+        conditioning=CONDITIONER.to_dict(),
+        scalarization="linear",
+        normalizer={},
+        reference={},
+        base_model={"path": str(base)},
+        lineage=({"path": "iter1"},),
+        sampling={
+            **{"max_prompt_length": 99, "max_new_tokens": 10, "min_new_tokens": 4},
+            **{"temperature": 0.9, "top_p": 0.8, "top_k": 3},
+        },
+    ).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy(adapter):
+    return SteerablePolicy.from_pretrained(adapter)
+
+
+def test_what_training_wrote_is_what_is_used(policy, adapter, base):
+    assert policy.objectives == ("brevity", "detail")
+    assert policy.conditioner == CONDITIONER
+    assert policy.sampling == SamplingConfig(
+        max_new_tokens=10, min_new_tokens=4, temperature=0.9, top_p=0.8, top_k=3
+    )
+    assert policy.describe() == {
+        "name": adapter.name,
+        "path": str(adapter),
+        "kind": "adapter",
+        "lineage": [{"path": "iter1"}],
+        "sha256": hash_weights(adapter),
+    }
+
+
+def test_prompts_carry_the_instruction(policy, monkeypatch):
+    seen = []
+    original = policy.generator.generate
+
+    def generate(prompt_ids, **options):
+        seen.extend(prompt_ids)
+        return original(prompt_ids, **options)
+
+    monkeypatch.setattr(policy.generator, "generate", generate)
+    policy.generate(["Hello"], {"brevity": 1.0})
+    assert seen == [CONDITIONER.encode(policy.tokenizer, "Hello", (1.0, 0.0))]
+
+
+@pytest.mark.parametrize("batch", [["Hello"], ["x", "Hello"], PROMPTS])
+def test_an_answer_does_not_depend_on_its_neighbors(policy, batch):
+    (alone,) = policy.generate("Hello", HALF)
+    assert policy.generate(batch, HALF)[batch.index("Hello")] == alone
+
+
+def test_seed_weights_and_prompt_make_the_answer(policy):
+    def ask(**changes):
+        options = {"prompts": "Hello", "objective_weights": HALF, "max_new_tokens": 24}
+        return policy.generate(**{**options, **changes})
+
+    assert ask() == ask()
+    assert ask() != ask(seed=1)
+    assert ask() != ask(objective_weights={"brevity": 1.0})
+    assert ask() != ask(prompts="Hello!")
+    assert ask(temperature=0) == ask(temperature=0, seed=1)
+
+
+def test_weights_in_every_shape(policy):
+    by_name = policy.generate(PROMPTS, {"detail": 1.0})
+    assert policy.generate(PROMPTS, (0.0, 1.0)) == by_name
+    assert policy.generate(PROMPTS, torch.tensor([0.0, 1.0])) == by_name
+    assert policy.generate(PROMPTS, torch.tensor([[0.0, 1.0]] * 3)) == by_name
+    each = [{"brevity": 1.0}, (0.5, 0.5), {"detail": 1.0}]
+    mixed = policy.generate(PROMPTS, each)
+    assert mixed[2] == by_name[2]
+    assert mixed[0] == policy.generate("Hello", {"brevity": 1.0})[0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"humor": 1.0}, "Unknown objective 'humor'"),
+        ((1.0,), "has 1 entries but there are 2 objectives"),
+        ([[0.5, 0.5]], "1 rows but there are 3 prompts"),
+        ((0.0, 0.0), "All weights are 0"),
+    ],
+)
+def test_weights_that_do_not_fit(policy, weights, message):
+    with pytest.raises(WeightsError, match=message):
+        policy.generate(PROMPTS, weights)
+
+
+def test_a_conversation_is_one_prompt(policy):
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Why?"},
+    ]
+    (answer,) = policy.generate(turns, HALF)
+    assert policy.generate([turns], HALF) == [answer]
+    single = [{"role": "user", "content": "Hello"}]
+    assert policy.generate(single, HALF) == policy.generate("Hello", HALF)
+    assert policy.generate([], HALF) == []
+
+
+def test_lengths_and_counts(policy):
+    (answer,) = policy.generate("Hello", HALF, max_new_tokens=2)
+    assert len(policy.tokenizer(answer, add_special_tokens=False)["input_ids"]) <= 6  # bytes
+    assert policy.sampling_with(max_new_tokens=2).min_new_tokens == 2
+    assert policy.sampling_with() == policy.sampling
+    assert policy.count_tokens(["abc", "", "<|im_end|>"]) == [3, 0, 10]  # never a control token
+    assert policy.count_tokens([]) == []
+    with pytest.raises(ConfigError, match="temperature"):
+        policy.generate("Hello", HALF, temperature=-1)
+
+
+def test_sampling_for_sweeps_takes_rows_and_seeds(policy):
+    weights = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    sampling = SamplingConfig(max_new_tokens=12)
+    texts = policy.sample(["a", "a"], weights, seeds=[1, 1], sampling=sampling)
+    (second,) = policy.sample(["a"], weights[1:], seeds=[1], sampling=sampling)
+    assert texts[1] == second
+    assert texts[0] != texts[1]
+
+
+# --- precision ---
+
+
+def logits(policy):
+    ids = torch.tensor([policy.conditioner.encode(policy.tokenizer, "Hello", (1.0, 0.0))])
+    with torch.no_grad():
+        return policy.model(input_ids=ids).logits.float()
+
+
+def test_an_adapter_is_merged_exactly_in_float32(policy, adapter, base):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    assert not hasattr(policy.model, "disable_adapter")
+    unmerged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    ids = torch.tensor([policy.conditioner.encode(policy.tokenizer, "Hello", (1.0, 0.0))])
+    with torch.no_grad():
+        expected = unmerged(input_ids=ids).logits
+    torch.testing.assert_close(logits(policy), expected, rtol=1e-4, atol=1e-4)
+    assert not any(p.requires_grad for p in policy.model.parameters())
+
+
+def test_an_adapter_is_not_rounded_away_in_bfloat16(adapter):
+    half = SteerablePolicy.from_pretrained(adapter, dtype="bfloat16")
+    assert hasattr(half.model, "disable_adapter")
+    weights = {name: p.dtype for name, p in half.model.named_parameters()}
+    assert {d for name, d in weights.items() if "lora" not in name} == {torch.bfloat16}
+    assert half.generate("Hello", HALF) == half.generate("Hello", HALF)
+
+
+def test_devices_and_types(base):
+    options = {"objectives": ["a", "b"], "device": "cpu"}
+    policy = SteerablePolicy.from_pretrained(base, dtype=torch.float16, **options)
+    assert next(policy.model.parameters()).dtype == torch.float16
+    with pytest.raises(ConfigError, match="Unknown dtype 'int8'"):
+        SteerablePolicy.from_pretrained(base, dtype="int8", **options)
+
+
+# --- the base model ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_base_answers_under_the_same_instruction(adapter, base, dtype):
+    policy = SteerablePolicy.from_pretrained(adapter, dtype=dtype)
+    ours = policy.base_policy()
+    plain = SteerablePolicy.from_pretrained(base, conditioner=CONDITIONER, dtype=dtype)
+    sampling = SamplingConfig(max_new_tokens=12)
+    weights = torch.tensor([[1.0, 0.0]] * 3)
+    request = {"weights": weights, "seeds": [1, 2, 3], "sampling": sampling}
+    expected = plain.sample(PROMPTS, **request)
+    assert ours.sample(PROMPTS, **request) == expected
+    assert policy.sample(PROMPTS, **request) != expected  # and the adapter is on again
+    assert ours.describe()["kind"] == "base"
+    assert ours.objectives == policy.objectives
+
+
+def test_a_policy_of_unknown_origin_has_no_base(base):
+    policy = SteerablePolicy.from_pretrained(base, objectives=["a", "b"])
+    with pytest.raises(ManifestError, match="Name a baseline"):
+        policy.base_policy()
+
+
+# --- models that moodpo did not train ---
+
+
+def test_a_plain_model_needs_objectives(base):
+    with pytest.raises(ManifestError, match=r"objectives=\[\.\.\.\]"):
+        SteerablePolicy.from_pretrained(base)
+    policy = SteerablePolicy.from_pretrained(base, objectives=["positivity", "mine"])
+    assert policy.objectives == ("positivity", "mine")
+    assert policy.conditioner.phrases == {"positivity": "cheerful and positive"}
+    assert policy.describe()["kind"] == "model"
+
+
+def test_other_objectives_than_trained_are_refused(adapter):
+    assert SteerablePolicy.from_pretrained(adapter, objectives=["brevity", "detail"])
+    with pytest.raises(ConfigError, match="was trained for the objectives brevity, detail"):
+        SteerablePolicy.from_pretrained(adapter, objectives=["detail", "brevity"])
+
+
+def test_a_model_in_memory():
+    policy = SteerablePolicy(tiny_model(), tiny_tokenizer(), CONDITIONER)
+    assert policy.generate("Hello", HALF, max_new_tokens=4) != [""]
+    assert policy.describe() == {"sha256": None}
