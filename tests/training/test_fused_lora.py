@@ -67,6 +67,18 @@ def test_fused_equals_peft_in_value_and_gradient(monkeypatch):
         assert error < 1e-5, name
 
 
+def test_without_gradients_the_base_layer_itself_is_asked():
+    model, plain = make(), make()
+    fuse_lora(model)
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer
+    asked, forward = [], layer.forward
+    layer.forward = lambda x: asked.append(1) or forward(x)
+    with torch.no_grad():
+        actual, expected = model(input_ids=IDS).logits, plain(input_ids=IDS).logits
+    assert asked == [1]
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_low_precision_is_as_close_to_the_truth_as_peft_is():
     truth, _ = value_and_gradients(make())
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,0 +1,385 @@
+"""What all baselines share: asking a model in groups of rows, saving, loading.
+
+A baseline is a policy for `evaluation.sweep`, beside `serving.SteerablePolicy`: it has objectives
+and samples one text per prompt and weight vector. What differs between baselines is which text the
+model reads and which weights it computes with. Knows nothing of training or rewards.
+Shapes: N prompts, K objectives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from moodpo.baselines.record import BaselineRecord
+from moodpo.conditioning import Conditioner
+from moodpo.errors import ConfigError, ManifestError
+from moodpo.generation.base import SamplingConfig
+from moodpo.generation.hf import HFGenerator
+from moodpo.manifest import hash_weights
+from moodpo.records import Prompt, TokenIds
+from moodpo.rewards.specs import looks_local
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ADAPTERS", "BaselinePolicy", "BeforeTraining", "end_token_ids", "make_record"]
+
+ADAPTERS = "adapters"
+_EMBEDDED_FOLDER = "smollm2-135m-instruct-"  # what the embedded model's cached folder starts with
+
+Weights = tuple[float, ...]
+
+
+class BaselinePolicy:
+    """A model that is asked with weight vectors, one group of alike rows at a time.
+
+    Args:
+        model: The base model, or the PEFT model that carries the record's adapters.
+        tokenizer: The model's.
+        record: What `baseline.json` says.
+        generation_batch_size: Sequences decoded at once.
+        dtype: Half precision to compute in, where the weights are not all of it already.
+        path: Where it was saved, if it was.
+
+    Raises:
+        ConfigError: If the record is of another kind, or the model lacks an adapter.
+    """
+
+    kind: ClassVar[str]
+    title: ClassVar[str]  # what reports call it
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        record: BaselineRecord,
+        *,
+        generation_batch_size: int = 64,
+        dtype: torch.dtype | None = None,
+        path: str | Path | None = None,
+    ) -> None:
+        if record.kind != self.kind:
+            raise ConfigError(
+                f"{type(self).__name__} is of the kind {self.kind!r}; the record says "
+                f"{record.kind!r}. Use load_baseline, which chooses the class."
+            )
+        carried = getattr(model, "peft_config", {})
+        if missing := [name for name in record.adapters if name not in carried]:
+            raise ConfigError(
+                f"The record names the adapters {missing}, which the model does not carry. Pass "
+                "the PEFT model they were trained on."
+            )
+        self.model: Any = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.record = record
+        self.conditioner = Conditioner.from_dict(record.conditioning)
+        self.path = path
+        self.generator = HFGenerator(
+            model,
+            eos_token_ids=end_token_ids(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+            generation_batch_size=generation_batch_size,
+            dtype=dtype,
+        )
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives, in the order of every weight vector."""
+        return self.conditioner.objectives
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How completions were sampled in training."""
+        return SamplingConfig(**self.record.sampling)
+
+    def sampling_with(self, **changes: float | None) -> SamplingConfig:
+        """How this policy samples, with some settings changed; None changes nothing."""
+        given: dict[str, Any] = {name: v for name, v in changes.items() if v is not None}
+        longest = given.get("max_new_tokens", self.sampling.max_new_tokens)
+        shortest = min(self.sampling.min_new_tokens, longest)
+        return replace(self.sampling, min_new_tokens=shortest, **given)
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        weights: Tensor,
+        *,
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+    ) -> list[str]:
+        """One answer per prompt, for sweeps.
+
+        Args:
+            prompts: N raw prompts.
+            weights: `[N, K]` on the simplex.
+            seeds: N integers; an answer depends on its own prompt, weights and seed alone.
+            sampling: How completions are sampled.
+
+        Returns:
+            N texts.
+        """
+        return self._sample(prompts, weights, seeds, sampling, trained=True)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens not counted."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def describe(self) -> dict[str, Any]:
+        """Name, path, kind, lineage and a hash of the adapters, for results."""
+        return {
+            "name": self.title,
+            "path": str(self.path or self.record.base_model),
+            "kind": self.kind,
+            "lineage": [],
+            "adapters": len(self.record.adapters),
+            "training": dict(self.record.training),
+            "sha256": None if self.path is None else _hash_adapters(Path(self.path)),
+        }
+
+    def base_policy(self) -> BeforeTraining:
+        """The model before training, asked with the very same text."""
+        return BeforeTraining(self)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `baseline.json` and the adapters; the base model stays where it is.
+
+        Args:
+            folder: Made if missing.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        if self.record.adapters:
+            self.model.save_pretrained(
+                str(target / ADAPTERS),
+                selected_adapters=list(self.record.adapters),
+                save_embedding_layers=False,
+            )
+        # Last: a folder that has the record is complete.
+        self.record.save(target)
+        self.path = target
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        base_model: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        generation_batch_size: int = 64,
+    ) -> Self:
+        """Loads what `save` wrote.
+
+        Args:
+            folder: With a `baseline.json`.
+            base_model: The model under the adapters, if it is not where it was in training.
+            device: Where it runs; the first accelerator, else the CPU, when None.
+            dtype: Of the base weights; bfloat16 on an accelerator and float32 on a CPU when None.
+            generation_batch_size: Sequences decoded at once.
+
+        Raises:
+            ManifestError: If the folder holds no baseline, or its base model is gone.
+            ConfigError: If it is of another kind, or the dtype is unknown.
+        """
+        record = BaselineRecord.load(folder)
+        where = torch.device(device) if device is not None else _default_device()
+        kind = _dtype(dtype, where)
+        base = _locate_base(base_model or record.base_model, folder)
+        return cls(
+            _load_model(base, Path(folder), record.adapters, kind).to(where),
+            _load_tokenizer(base),
+            record,
+            generation_batch_size=generation_batch_size,
+            dtype=None if kind == torch.float32 else kind,
+            path=folder,
+        )
+
+    # ---- What a baseline decides ----
+
+    def _group(self, weights: Weights) -> Hashable:
+        """Rows of one group are answered by one and the same model; by default there is one."""
+        return None
+
+    def _active(self, group: Any) -> AbstractContextManager[Any]:
+        """Within it, the model answers for that group."""
+        return nullcontext()
+
+    def _encode(self, prompt: Prompt, weights: Weights) -> TokenIds:
+        """What the model reads; by default the prompt alone, which says nothing of weights."""
+        return self.conditioner.encode(self.tokenizer, prompt, None)
+
+    # ---- One way of asking ----
+
+    def _sample(
+        self,
+        prompts: Sequence[Prompt],
+        weights: Tensor,
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        *,
+        trained: bool,  # False asks the model under the adapters
+    ) -> list[str]:
+        rows: list[Weights] = [tuple(row) for row in weights.tolist()]
+        ids = [self._encode(p, row) for p, row in zip(prompts, rows, strict=True)]
+        groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+        for i, row in enumerate(rows):
+            groups[self._group(row) if trained else None].append(i)
+        texts = [""] * len(rows)
+        for group, members in groups.items():
+            with self._active(group) if trained else self._without_adapters():
+                sampled = self.generator.generate(
+                    [ids[i] for i in members],
+                    sampling=sampling,
+                    num_completions=1,
+                    seeds=[seeds[i] for i in members],
+                )
+            for i, (completion,) in zip(members, sampled, strict=True):
+                texts[i] = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        return texts
+
+    def _without_adapters(self) -> AbstractContextManager[Any]:
+        off: AbstractContextManager[Any] = nullcontext()
+        return self.model.disable_adapter() if self.record.adapters else off
+
+
+class BeforeTraining:
+    """A baseline with its adapters switched off: what to compare it with.
+
+    Args:
+        policy: The baseline; its model is shared.
+    """
+
+    def __init__(self, policy: BaselinePolicy) -> None:
+        self._policy = policy
+        self.objectives = policy.objectives
+        self.count_tokens = policy.count_tokens
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        weights: Tensor,
+        *,
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+    ) -> list[str]:
+        """As `BaselinePolicy.sample`, from the base model."""
+        return self._policy._sample(prompts, weights, seeds, sampling, trained=False)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, path, kind and lineage, for results."""
+        path = self._policy.record.base_model
+        return {"name": "base model", "path": path, "kind": "base", "lineage": []}
+
+
+def make_record(
+    kind: str,
+    conditioner: Conditioner,
+    *,
+    sampling: SamplingConfig,
+    base_model: str | None,
+    **fields: Any,
+) -> BaselineRecord:
+    """A record of what was just made, with the versions that made it.
+
+    Args:
+        kind: Of the baseline.
+        conditioner: Names the objectives, and frames prompts.
+        sampling: How completions are sampled.
+        base_model: Path or id.
+        **fields: Other fields of `BaselineRecord`.
+    """
+    from importlib.metadata import version
+
+    return BaselineRecord(
+        kind=kind,
+        conditioning=conditioner.to_dict(),
+        sampling=asdict(sampling),
+        base_model=base_model,
+        versions={name: version(name) for name in ("moodpo", "torch", "transformers", "peft")},
+        **fields,
+    )
+
+
+def end_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's and the generation config's."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None}))
+
+
+# --- loading --------------------------------------------------------------------------------
+
+
+def _locate_base(base: str | None, folder: str | Path) -> str:
+    """Where the base model is now: the embedded one may have to be converted again."""
+    if base is None:
+        raise ManifestError(
+            f"{folder} does not say which model is under its adapters. Pass base_model=."
+        )
+    if Path(base).is_dir():
+        return base
+    if base == "embedded" or Path(base).name.startswith(_EMBEDDED_FOLDER):
+        from moodpo.embedded import embedded_policy_path
+
+        return str(embedded_policy_path())
+    if looks_local(base):
+        raise ManifestError(
+            f"The base model {base} of {folder} is not there any more. Say where it is with "
+            "base_model=."
+        )
+    return base
+
+
+def _load_model(base: str, folder: Path, adapters: Sequence[str], dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    if not adapters:
+        return model  # type: ignore[no-any-return]
+    from peft import PeftModel
+
+    first, *others = adapters
+    model = PeftModel.from_pretrained(model, str(folder / ADAPTERS / first), adapter_name=first)
+    for name in others:
+        model.load_adapter(str(folder / ADAPTERS / name), adapter_name=name)
+    return model  # type: ignore[no-any-return]
+
+
+def _load_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base)
+
+
+def _default_device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"Unknown dtype {dtype!r}. Use float32, bfloat16 or float16.")
+    return found
+
+
+def _hash_adapters(folder: Path) -> str | None:
+    """One hash of all adapters' weights, in name order; None where there are none."""
+    hashes = [hash_weights(path) for path in sorted((folder / ADAPTERS).glob("*/"))]
+    if not hashes:
+        return None
+    return hashlib.sha256(" ".join(map(str, hashes)).encode()).hexdigest()

@@ -1,0 +1,122 @@
+"""Fixed-weight online DPO: one policy per weight vector, each with a single trade-off to learn.
+
+What a single steerable policy is measured against from above: given as many completions *per
+policy* it is the envelope that steering can hope to reach, at M times the cost. A weight vector
+that was not trained is answered by the nearest one that was. Shapes: M members, K objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moodpo.baselines.base import BaselinePolicy, Weights, make_record
+from moodpo.baselines.members import Setup, member_name, train_members
+from moodpo.conditioning import validate_weights
+from moodpo.errors import ConfigError
+from moodpo.records import Prompt, TokenIds
+
+__all__ = ["FixedWeightPolicy", "nearest_member", "train_fixed_weights"]
+
+
+class FixedWeightPolicy(BaselinePolicy):
+    """M adapters; the one whose training weights are nearest answers.
+
+    See `BaselinePolicy` for the arguments. `record.details` holds `weights` `[M][K]` and
+    `instructed`: whether members read their own training weights as an instruction.
+    """
+
+    kind = "fixed"
+    title = "fixed-weight online DPO"
+
+    @property
+    def trained_weights(self) -> tuple[Weights, ...]:
+        """M weight vectors, in the order of the adapters."""
+        return tuple(tuple(row) for row in self.record.details["weights"])
+
+    def _group(self, weights: Weights) -> int:
+        return nearest_member(weights, self.trained_weights)
+
+    def _active(self, group: int) -> AbstractContextManager[Any]:
+        return adapter_at(self.model, self.record.adapters[group])
+
+    def _encode(self, prompt: Prompt, weights: Weights) -> TokenIds:
+        own = self.trained_weights[self._group(weights)]
+        read = own if self.record.details["instructed"] else None
+        return self.conditioner.encode(self.tokenizer, prompt, read)
+
+
+def nearest_member(weights: Sequence[float], trained: Sequence[Sequence[float]]) -> int:
+    """The index of the nearest trained weights in Euclidean distance, the first of equals.
+
+    Args:
+        weights: K values.
+        trained: M x K values, M at least 1.
+    """
+    # Rounded, or two that are as near would be told apart by the noise of float32 weights.
+    distances = [
+        round(sum((a - b) ** 2 for a, b in zip(weights, row, strict=True)), 6) for row in trained
+    ]
+    return distances.index(min(distances))
+
+
+def train_fixed_weights(
+    model: str | nn.Module,
+    weights: Tensor | Sequence[Sequence[float]],
+    *,
+    instructed: bool = True,
+    **options: Any,
+) -> FixedWeightPolicy:
+    """Trains one policy per weight vector: `args` say how long *each* is trained.
+
+    A member is the method at constant weights: by default it reads the same instruction as the
+    steerable policy would, so that both start from the same answers and only sharing one model
+    between all weights differs.
+
+    Args:
+        model: The base model, or its path; adapters are added to it in place.
+        weights: `[M, K]` on the simplex.
+        instructed: Whether members read their weights; False shows them the prompt alone.
+        **options: Of `Setup.of`: `reward_funcs`, `args`, `train_dataset`, `peft_config`, …
+
+    Returns:
+        The policy, ready for a sweep or `save`.
+
+    Raises:
+        ConfigError: Without weights, or if model and settings do not fit together.
+        WeightsError: If a weight vector does not fit the objectives.
+    """
+    setup = Setup.of(model, **options)
+    rows = torch.as_tensor(weights, dtype=torch.float64).reshape(-1, len(setup.panel)).tolist()
+    if not rows:
+        raise ConfigError("There are no weights to train at. Pass at least one weight vector.")
+    rows = [list(validate_weights(row, setup.panel.names)) for row in rows]
+    trained, took = train_members(setup, torch.tensor(rows), instructed=instructed)
+    record = make_record(
+        FixedWeightPolicy.kind,
+        setup.conditioner,
+        sampling=setup.sampling,
+        base_model=setup.base_model,
+        rewards=tuple(setup.panel.describe()),
+        adapters=tuple(map(member_name, range(len(rows)))),
+        details={"weights": rows, "instructed": instructed},
+        training=took,
+    )
+    return FixedWeightPolicy(
+        trained,
+        setup.tokenizer,
+        record,
+        generation_batch_size=setup.args.generation_batch_size,
+        dtype=setup.dtype,
+    )
+
+
+@contextmanager
+def adapter_at(model: Any, name: str) -> Iterator[None]:
+    """Within it (and until the next), the model computes with the adapter of that name."""
+    model.set_adapter(name, inference_mode=True)
+    yield
