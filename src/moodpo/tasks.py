@@ -84,7 +84,7 @@ EMBEDDED: Mapping[str, Any] = {
     "pair_fraction": 0.5,
     "per_device_train_batch_size": 24,
     "gradient_accumulation_steps": 1,
-    "max_steps": 40,
+    "max_steps": 60,
     "max_new_tokens": 28,
     "temperature": 0.8,
     "calibration_prompts": 48,
@@ -105,6 +105,7 @@ EMBEDDED: Mapping[str, Any] = {
     "lora_layers_to_transform": tuple(range(15, 30)),
     "logging_steps": 5,
     "save_steps": 20,
+    "disable_wandb": True,
     "sweep_weights": 5,
     "sweep_prompts": 48,
 }

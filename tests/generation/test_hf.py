@@ -494,7 +494,7 @@ def test_broken_weights_are_reported_and_modes_restored() -> None:
         ([(1, 2), ()], "prompt 1"),
         ([(1,), (2,) * 64], "Prompt 1 has 64 tokens"),
         ([(1,), (2,), (3, VOCABULARY)], "Prompt 2 holds token 61"),
-        ([(1,), (-3,)], "Prompt 1 holds token -3"),
+        ([(1,), (4, -3)], "Prompt 1 holds token -3"),
     ],
 )
 def test_prompts_that_cannot_be_continued_are_named(

@@ -65,7 +65,8 @@ class HFGenerator:
         progress: Called with (completions done, completions in all) as they finish.
         device: Where inputs go; the input embeddings' device by default.
         dtype: Cast float32 weights to this type for the duration of each call, once. By default
-            they are cast to bfloat16 inside a bfloat16 autocast, and otherwise left alone.
+            they are cast to bfloat16 inside a bfloat16 autocast, and otherwise left alone. The
+            cast copies take memory beside the weights while the call lasts.
 
     Raises:
         ConfigError: If the model is an encoder-decoder or uses prompt learning, or a number is
@@ -171,9 +172,10 @@ class _Forward:
                     f"Prompt {index} has {len(prompt)} tokens, but the model's context is "
                     f"{self.max_length}: no room for a completion. Shorten or drop the prompt."
                 )
-            if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            low, high = min(prompt), max(prompt)
+            if low < 0 or high >= vocabulary:
                 raise GenerationError(
-                    f"Prompt {index} holds token {max(prompt)}, but the model's embeddings have "
+                    f"Prompt {index} holds token {min(low, 0) or high}, but the embeddings have "
                     f"{vocabulary} rows. Use the model's own tokenizer, or resize the embeddings."
                 )
 

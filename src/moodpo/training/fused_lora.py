@@ -103,7 +103,7 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return lora_linear(x, base.weight, base.bias, a, b, self.scaling[name])
     output = base(x)  # through the layer: rollouts lend it a faster product
     low = x.flatten(0, -2) @ a.to(dtype).T  # [M, r]
-    output.flatten(0, -2).addmm_(low, b.to(dtype).T, alpha=self.scaling[name])
+    output.view(-1, output.shape[-1]).addmm_(low, b.to(dtype).T, alpha=self.scaling[name])
     return output
 
 
