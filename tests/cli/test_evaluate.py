@@ -125,3 +125,35 @@ def test_thresholds():
     assert parse_thresholds(["a=0.5", "b = -1"]) == {"a": 0.5, "b": -1.0}
     with pytest.raises(ConfigError, match=r"steerability=0\.5"):
         parse_thresholds(["a"])
+
+
+def test_a_saved_baseline_is_a_policy_like_any_other(run, trained, policy, flags, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from moodpo.baselines import PromptedPolicy
+    from moodpo.conditioning import Conditioner
+    from moodpo.generation.base import SamplingConfig
+    from moodpo.manifest import RunManifest
+    from tiny_policies import tiny_tokenizer
+
+    manifest = RunManifest.load(trained)
+    PromptedPolicy.from_model(
+        AutoModelForCausalLM.from_pretrained(policy),
+        tiny_tokenizer(),
+        Conditioner.from_dict(manifest.conditioning),
+        sampling=SamplingConfig(max_new_tokens=6),
+        base_model=str(policy),
+        rewards=manifest.rewards,
+    ).save(tmp_path / "prompting")
+    for name in (tmp_path / "prompting", trained):
+        outcome = run(
+            "evaluate", name, *flags, "--num_prompts", 4, "--output_dir", tmp_path / name.name
+        )
+        assert outcome.code == 0, outcome.err
+    found = results(tmp_path / "prompting")
+    # Prompting alone is the base model: the same prompts, weights and seeds give the same answers.
+    assert found["completions"] == found["baseline"]["completions"]
+    assert found["completions"] == results(tmp_path / trained.name)["baseline"]["completions"]
+    folders = [tmp_path / "prompting" / "results.json", tmp_path / trained.name / "results.json"]
+    outcome = run("compare", *folders, "--output_dir", tmp_path / "both")
+    assert outcome.code == 0, outcome.err

@@ -245,3 +245,45 @@ def test_a_model_in_memory():
     policy = SteerablePolicy(tiny_model(), tiny_tokenizer(), CONDITIONER)
     assert policy.generate("Hello", HALF, max_new_tokens=4) != [""]
     assert policy.describe() == {"sha256": None}
+
+
+def test_kl_is_the_difference_of_two_plain_log_probabilities(policy, adapter, base):
+    weights = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.5, 0.5]])
+    texts = ["Hi there", "", "Well, why not?"]
+    estimates = policy.kl_to_reference(PROMPTS, weights, texts)
+
+    def logp(model, prompt, row, text):
+        head = CONDITIONER.encode(tiny_tokenizer(), prompt, row.tolist())
+        tail = tiny_tokenizer()(text)["input_ids"]
+        logits = model(input_ids=torch.tensor([[*head, *tail]])).logits[0].log_softmax(-1)
+        at = torch.arange(len(head) - 1, len(head) + len(tail) - 1)
+        return logits[at, torch.tensor(tail, dtype=torch.long)].sum().item()
+
+    reference = SteerablePolicy.from_pretrained(base, conditioner=CONDITIONER).model
+    with torch.no_grad():
+        expected = [
+            logp(policy.model, p, w, t) - logp(reference, p, w, t)
+            for p, w, t in zip(PROMPTS, weights, texts, strict=True)
+        ]
+    assert estimates == pytest.approx(expected, abs=1e-3)
+    assert estimates[1] == 0
+    assert abs(estimates[0]) > 1e-2
+    assert policy.base_policy().kl_to_reference(PROMPTS, weights, texts) is None
+
+
+def test_kl_with_the_adapter_beside_the_base_is_the_same(policy, adapter):
+    beside = SteerablePolicy(
+        get_peft_model_from(adapter), tiny_tokenizer(), CONDITIONER, base="unused"
+    )
+    weights = torch.tensor([[0.7, 0.3]])
+    estimate = beside.kl_to_reference(PROMPTS[:1], weights, ["Hi there"])
+    assert estimate == pytest.approx(
+        policy.kl_to_reference(PROMPTS[:1], weights, ["Hi there"]), abs=1e-3
+    )
+    assert beside.base_policy().kl_to_reference(PROMPTS[:1], weights, ["Hi there"]) == [0.0]
+
+
+def get_peft_model_from(adapter):
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(tiny_model(), adapter)

@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moodpo.baselines import is_baseline
 from moodpo.cli.console import fail, note
 from moodpo.cli.flags import CommandParser
-from moodpo.cli.policies import add_policy_flags, add_sampling_flags, load_policy, quick_manifest
+from moodpo.cli.policies import (
+    add_policy_flags,
+    add_sampling_flags,
+    baseline_manifest,
+    load_baseline_policy,
+    load_policy,
+    quick_manifest,
+)
 from moodpo.cli.prompts import read_prompts
 from moodpo.errors import ConfigError, RewardSpecError
 from moodpo.rewards import check_reward_specs, rebuild_specs
@@ -17,8 +25,10 @@ from moodpo.rewards.specs import parse_spec
 from moodpo.serving.files import EMBEDDED_NAME
 
 if TYPE_CHECKING:
+    from moodpo.baselines import BaselinePolicy
     from moodpo.data import LoadedPrompts
     from moodpo.evaluation.results import FloatArray, SweepResult
+    from moodpo.evaluation.sweep import Policy
     from moodpo.manifest import RunManifest
     from moodpo.serving.policy import SteerablePolicy
 
@@ -32,7 +42,10 @@ def run(argv: Sequence[str]) -> int:
     """Evaluates a policy; returns the exit code, 1 if a threshold was missed."""
     args = _parser().read(argv)
     thresholds = parse_thresholds(args.fail_under)
-    manifest = quick_manifest(args.policy, args.base_model)
+    if is_baseline(args.policy):
+        manifest: RunManifest | None = baseline_manifest(args.policy)
+    else:
+        manifest = quick_manifest(args.policy, args.base_model)
     specs = _specs(args, manifest)
     objectives = manifest.objectives if manifest else tuple(parse_spec(s).name for s in specs)
     check_reward_specs(args.held_out_reward_models, minimum=0)
@@ -204,7 +217,11 @@ def _evaluate(
     weights = _weights(args, tuple(objectives))
     count = len(prompts) if args.num_prompts is None else args.num_prompts
     data = prompts.dataset.select(spread_rows(len(prompts), count))
-    policy = load_policy(args, objectives)
+    policy: SteerablePolicy | BaselinePolicy
+    if is_baseline(args.policy):
+        policy = load_baseline_policy(args)
+    else:
+        policy = load_policy(args, objectives)
     baseline = _load_baseline(args, manifest, policy)
     options: dict[str, Any] = {"device": args.device, "batch_size": args.reward_batch_size}
     panel = RewardPanel(load_rewards(specs, **options))
@@ -242,8 +259,8 @@ def _weights(args: argparse.Namespace, objectives: tuple[str, ...]) -> FloatArra
 
 
 def _load_baseline(
-    args: argparse.Namespace, manifest: RunManifest | None, policy: SteerablePolicy
-) -> SteerablePolicy | None:
+    args: argparse.Namespace, manifest: RunManifest | None, policy: SteerablePolicy | BaselinePolicy
+) -> Policy | None:
     from moodpo.serving.policy import SteerablePolicy
 
     if _baseline_name(args, manifest) is None:

@@ -10,10 +10,18 @@ from moodpo.cli.console import quiet_loading
 from moodpo.cli.flags import CommandParser
 
 if TYPE_CHECKING:
+    from moodpo.baselines import BaselinePolicy
     from moodpo.manifest import RunManifest
     from moodpo.serving.policy import SteerablePolicy
 
-__all__ = ["add_policy_flags", "add_sampling_flags", "load_policy", "quick_manifest"]
+__all__ = [
+    "add_policy_flags",
+    "add_sampling_flags",
+    "baseline_manifest",
+    "load_baseline_policy",
+    "load_policy",
+    "quick_manifest",
+]
 
 
 def add_policy_flags(parser: CommandParser) -> None:
@@ -56,6 +64,38 @@ def quick_manifest(policy: str, base_model: str | None) -> RunManifest | None:
     from moodpo.serving.files import find_policy
 
     return find_policy(policy, base_model=base_model).manifest
+
+
+def baseline_manifest(folder: str) -> RunManifest:
+    """What a saved baseline's record says, in the words of a `moodpo.json`."""
+    from moodpo.baselines.record import BaselineRecord
+    from moodpo.manifest import RunManifest
+
+    record = BaselineRecord.load(folder)
+    return RunManifest(
+        objectives=record.objectives,
+        rewards=record.rewards,
+        conditioning=record.conditioning,
+        scalarization="linear",
+        normalizer={},
+        reference={"kind": "base", "path": record.base_model},
+        base_model={"path": record.base_model},
+        sampling=record.sampling,
+    )
+
+
+def load_baseline_policy(args: argparse.Namespace) -> BaselinePolicy:
+    """The saved baseline that the flags name."""
+    from moodpo.baselines import load_baseline
+
+    quiet_loading()
+    return load_baseline(
+        args.policy,
+        base_model=args.base_model,
+        device=args.device,
+        dtype=args.dtype,
+        generation_batch_size=args.generation_batch_size,
+    )
 
 
 def load_policy(args: argparse.Namespace, objectives: Sequence[str] | None) -> SteerablePolicy:

@@ -15,7 +15,8 @@ A policy is anything with
 and may have
 
 - `count_tokens(texts) -> list[int]`: completion lengths (words are counted otherwise);
-- `kl_to_reference(prompts, weights, completions) -> list[float]`: per-sequence KL in nats;
+- `kl_to_reference(prompts, weights, completions) -> list[float] | None`: KL per sequence in nats,
+  None where there is no reference;
 - `describe() -> dict`: what identifies it (`name`, `path`, `kind`, `lineage`).
 """
 
@@ -379,9 +380,8 @@ def _kl_to_reference(
     policy: Policy, prompts: Sequence[Prompt], weights: Tensor, texts: Sequence[str]
 ) -> Sequence[float | None]:
     estimate = getattr(policy, "kl_to_reference", None)
-    if estimate is None:
-        return [None] * len(texts)
-    return [float(value) for value in estimate(prompts, weights, texts)]
+    values = None if estimate is None else estimate(prompts, weights, texts)
+    return [None] * len(texts) if values is None else [float(value) for value in values]
 
 
 def _assemble(

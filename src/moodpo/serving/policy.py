@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.conditioning import Conditioner, validate_weights
+from moodpo.core.logps import collate_sequences, completion_logps, head_is_linear
 from moodpo.errors import ConfigError, ManifestError, WeightsError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SteerablePolicy"]
 
+LOGP_ROWS = 32  # sequences of one forward pass
 DEFAULT_SAMPLING = SamplingConfig(max_new_tokens=128)
 
 ObjectiveWeights = Mapping[str, float] | Sequence[Any] | Tensor
@@ -217,6 +219,56 @@ class SteerablePolicy:
         encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
         return [len(ids) for ids in encoded["input_ids"]]
 
+    def kl_to_reference(
+        self, prompts: Sequence[Prompt], weights: Tensor, completions: Sequence[str]
+    ) -> list[float] | None:
+        """How far each answer is from the model before training, under the same instruction.
+
+        The one-sample estimate `log π(y|x,w) - log π_ref(y|x,w)` of the KL divergence per
+        sequence; single values may be negative, their mean over samples is not, up to noise.
+
+        Args:
+            prompts: N raw prompts.
+            weights: `[N, K]` on the simplex.
+            completions: N texts, sampled from this policy.
+
+        Returns:
+            N values in nats; None where the model before training is not known.
+        """
+        if not hasattr(self.model, "disable_adapter") and self._base is None:
+            return None
+        ours, theirs = (
+            policy._logps(prompts, weights, completions) for policy in (self, self._reference)
+        )
+        return (ours - theirs).tolist()
+
+    def _logps(
+        self, prompts: Sequence[Prompt], weights: Tensor, completions: Sequence[str]
+    ) -> Tensor:
+        """Log-probabilities `[N]` of texts in nats; 0 for an empty one."""
+        texts = self.tokenizer(
+            list(completions), add_special_tokens=False, split_special_tokens=True
+        )["input_ids"]
+        result = torch.zeros(len(completions))
+        rows = sorted((i for i, ids in enumerate(texts) if ids), key=lambda i: len(texts[i]))
+        device = next(self.model.parameters()).device
+        pad = self.generator.pad_token_id
+        for start in range(0, len(rows), LOGP_ROWS):
+            some = rows[start : start + LOGP_ROWS]
+            conditioned = [
+                self.conditioner.encode(self.tokenizer, prompts[i], weights[i].tolist())
+                for i in some
+            ]
+            batch = collate_sequences(
+                conditioned, [tuple(texts[i]) for i in some], pad_token_id=pad
+            )
+            with self._around(), torch.no_grad():
+                scored = completion_logps(
+                    self.model, batch.to(device), linear_head=self._linear_head
+                )
+            result[some] = scored.logps.float().cpu()
+        return result
+
     def describe(self) -> dict[str, Any]:
         """Name, path, kind, lineage and a hash of the weights."""
         return {**self._info, "sha256": self._sha256}
@@ -229,6 +281,14 @@ class SteerablePolicy:
         Raises:
             ManifestError: If nothing says what the base model is.
         """
+        return self._reference
+
+    @cached_property
+    def _linear_head(self) -> bool:
+        return head_is_linear(self.model)
+
+    @cached_property
+    def _reference(self) -> SteerablePolicy:
         if hasattr(self.model, "disable_adapter"):
             return _WithoutAdapter(self)
         if self._base is None:
@@ -275,6 +335,12 @@ class _WithoutAdapter(SteerablePolicy):
         self._info = {"name": "base model", "path": policy._base, "kind": "base", "lineage": []}
         self._around = self._disabled
         self._sha256 = None
+
+    def kl_to_reference(
+        self, prompts: Sequence[Prompt], weights: Tensor, completions: Sequence[str]
+    ) -> list[float] | None:
+        """Zero: it is the reference."""
+        return [0.0] * len(completions)
 
     @contextmanager
     def _disabled(self) -> Iterator[None]:
