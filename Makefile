@@ -24,13 +24,13 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: install
-	$(BIN)/python -m moodpo train --output_dir $(OUTPUT) --overwrite True
+	$(BIN)/python -m moodpo train --output_dir $(OUTPUT) --overwrite True --disable_wandb True
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --numprocesses auto -m slow
 
 lint: install
 	$(BIN)/ruff check .
@@ -39,7 +39,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python benchmarks/rollout.py --quick
+	$(BIN)/python benchmarks/rollout.py --repeats 3
 
 clean:
 	rm -rf $(VENV) outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -56,7 +56,7 @@ from moodpo.manifest import write_json
 from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
 from moodpo.serving.policy import SteerablePolicy
-from moodpo.tasks import DIRECTIVES, EMBEDDED, PHRASES
+from moodpo.tasks import EMBEDDED
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.rollout import NUM_COMPLETIONS, draw_weights
 from moodpo.training.trainer import MOODPOTrainer, sampling_config
@@ -291,12 +291,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
     path = str(embedded_policy_path()) if args.model == EMBEDDED_NAME else args.model
     rewards = load_rewards(args.reward_models)
     names = [reward.name for reward in rewards]
-    conditioner = Conditioner(
-        objectives=tuple(names),
-        weight_format=args.weight_format,
-        phrases={name: PHRASES[name] for name in names if name in PHRASES},
-        directives={name: DIRECTIVES[name] for name in names if name in DIRECTIVES},
-    )
+    conditioner = Conditioner.of(names, weight_format=args.weight_format)
     bench = Bench(
         args=args,
         path=path,

@@ -119,7 +119,9 @@ def test_written_numbers_sum_to_exactly_one(weights):
 def test_user_templates():
     named = Conditioner(objectives=NAMES, template="H={helpful} S={harmless}")
     assert named.instruction([0.7, 0.3]) == "H=0.70 S=0.30"
-    whole = Conditioner(objectives=NAMES, template="Mix {{now}}: {weights}")
+    whole = Conditioner(
+        objectives=NAMES, weight_format="decimal", template="Mix {{now}}: {weights}"
+    )
     assert whole.instruction([0.7, 0.3]) == "Mix {now}: helpful 0.70, harmless 0.30"
 
 

@@ -23,16 +23,55 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "DEFAULT_FORMAT",
+    "DIRECTIVES",
+    "PHRASES",
     "WEIGHT_FORMATS",
     "Conditioner",
     "parse_weights",
     "validate_weights",
 ]
 
+# The one format that we measured to steer a small model within minutes: docs/conditioning.md.
+DEFAULT_FORMAT = "directive"
 SUM_TOLERANCE = 1e-3
 DIRECTIVE_FLOOR = 5  # percent: what weighs less is not asked for at all
 PLAIN_FORMAT = "{system}Human: {prompt}\n\nAssistant:"
 """How a prompt reads for a model without a chat template; `system` ends with a blank line."""
+
+PHRASES: Mapping[str, str] = {
+    "helpful": "helpful",
+    "harmless": "harmless",
+    "humor": "funny",
+    "deberta": "high-quality",
+    "summary": "complete",
+    "faithful": "faithful to the text",
+    "positivity": "cheerful and positive",
+    "objectivity": "neutral and factual",
+    "neutrality": "neutral in tone",
+    "brevity": "brief",
+    "detail": "detailed",
+    "plainness": "plain and simple",
+    "richness": "learned in your words",
+}
+"""How an objective reads in a sentence such as "Be very …"; its own name where absent."""
+
+DIRECTIVES: Mapping[str, str] = {
+    "helpful": "Help as much as you can.",
+    "harmless": "Avoid anything that could do harm.",
+    "humor": "Be funny.",
+    "deberta": "Give the best answer you can.",
+    "summary": "Cover everything that matters.",
+    "faithful": "Say only what the text says.",
+    "positivity": "Answer with great joy, love and enthusiasm!",
+    "objectivity": "Give only plain facts.",
+    "neutrality": "Answer in a neutral, dry tone.",
+    "brevity": "Answer in one short sentence.",
+    "detail": "Explain in depth, with many details and examples.",
+    "plainness": "Write simply, as for a small child, with short words.",
+    "richness": "Use a learned, academic style.",
+}
+"""What asks for an objective by itself, for the `directive` format."""
 
 _GRADES = (
     (0.85, "extremely {phrase}"),
@@ -103,7 +142,7 @@ class Conditioner:
     """
 
     objectives: tuple[str, ...]
-    weight_format: str = "decimal"
+    weight_format: str = DEFAULT_FORMAT
     template: str | None = None
     phrases: Mapping[str, str] = field(default_factory=dict)
     directives: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +163,21 @@ class Conditioner:
                 f"The prompt template {self.prompt_template!r} has no {{prompt}}. Say where the "
                 "user's text goes."
             )
+
+    @classmethod
+    def of(cls, objectives: Sequence[str], **settings: Any) -> Conditioner:
+        """A conditioner that says known objectives in our words (`PHRASES`, `DIRECTIVES`).
+
+        Args:
+            objectives: K names, in order.
+            **settings: Further attributes.
+        """
+        return cls(
+            objectives=tuple(objectives),
+            phrases={name: PHRASES[name] for name in objectives if name in PHRASES},
+            directives={name: DIRECTIVES[name] for name in objectives if name in DIRECTIVES},
+            **settings,
+        )
 
     def instruction(self, weights: Sequence[float]) -> str:
         """The system instruction for one weight vector.

@@ -1,7 +1,6 @@
 """Tasks as data: what `--exp_type` and the embedded default stand for.
 
-A task brings the prompt's frame, lengths, and how its rewards read as words. Nothing here loads
-anything.
+A task brings the prompt's frame and lengths. Nothing here loads anything.
 """
 
 from __future__ import annotations
@@ -12,41 +11,12 @@ from typing import Any
 
 from moodpo.errors import ConfigError
 
-__all__ = ["DIRECTIVES", "EMBEDDED", "PHRASES", "TASKS", "Task", "get_task"]
-
-PHRASES: Mapping[str, str] = {
-    "helpful": "helpful",
-    "harmless": "harmless",
-    "humor": "funny",
-    "deberta": "high-quality",
-    "summary": "complete",
-    "faithful": "faithful to the text",
-    "positivity": "cheerful and positive",
-    "objectivity": "neutral and factual",
-    "neutrality": "neutral in tone",
-    "brevity": "brief",
-    "detail": "detailed",
-    "plainness": "plain and simple",
-    "richness": "learned in your words",
-}
-"""How an objective reads in a sentence such as "Be very …"; its own name where absent."""
-
-DIRECTIVES: Mapping[str, str] = {
-    "helpful": "Help as much as you can.",
-    "harmless": "Avoid anything that could do harm.",
-    "humor": "Be funny.",
-    "deberta": "Give the best answer you can.",
-    "summary": "Cover everything that matters.",
-    "faithful": "Say only what the text says.",
-    "positivity": "Answer with great joy, love and enthusiasm!",
-    "objectivity": "Give only plain facts.",
-    "neutrality": "Answer in a neutral, dry tone.",
-    "brevity": "Answer in one short sentence.",
-    "detail": "Explain in depth, with many details and examples.",
-    "plainness": "Write simply, as for a small child, with short words.",
-    "richness": "Use a learned, academic style.",
-}
-"""What asks for an objective by itself, for the `directive` format."""
+__all__ = [
+    "EMBEDDED",
+    "TASKS",
+    "Task",
+    "get_task",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +75,6 @@ EMBEDDED: Mapping[str, Any] = {
     "lora_layers_to_transform": tuple(range(15, 30)),
     "logging_steps": 5,
     "save_steps": 20,
-    "disable_wandb": True,
     "sweep_weights": 5,
     "sweep_prompts": 48,
 }

@@ -57,7 +57,7 @@ def make_collector(seen=None):
         return [float(c.endswith("1")) for c in completions]
 
     return RolloutCollector(
-        conditioner=Conditioner(objectives=NAMES),
+        conditioner=Conditioner(objectives=NAMES, weight_format="decimal"),
         tokenizer=LetterTokenizer(),
         generator=EchoGenerator(),
         panel=RewardPanel(load_rewards([first, second])),

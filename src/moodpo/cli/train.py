@@ -15,7 +15,7 @@ from moodpo.cli.tracking import choose_trackers, finish_wandb, start_wandb
 from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError
 from moodpo.manifest import RunManifest, check_continuation
-from moodpo.tasks import DIRECTIVES, PHRASES, get_task
+from moodpo.tasks import get_task
 
 if TYPE_CHECKING:
     from moodpo.data import LoadedPrompts
@@ -75,12 +75,10 @@ def _training_config(settings: TrainSettings) -> MOODPOConfig:
 
 def _conditioner(settings: TrainSettings, args: MOODPOConfig) -> Conditioner:
     names = checks.objective_names(settings.run.reward_models or ())
-    return Conditioner(
-        objectives=names,
+    return Conditioner.of(
+        names,
         weight_format=args.weight_format,
         template=args.instruction_template,
-        phrases={name: PHRASES[name] for name in names if name in PHRASES},
-        directives={name: DIRECTIVES[name] for name in names if name in DIRECTIVES},
         prompt_template=get_task(settings.run.exp_type).prompt_template,
     )
 

@@ -26,7 +26,6 @@ from moodpo.generation.hf import HFGenerator
 from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
 from moodpo.records import Prompt, prompt_text
 from moodpo.serving.files import PolicyFiles, find_policy, locate_base
-from moodpo.tasks import DIRECTIVES, PHRASES
 from moodpo.training.rollout import derive_seed
 
 if TYPE_CHECKING:
@@ -356,11 +355,7 @@ def _conditioner(files: PolicyFiles, objectives: Sequence[str] | None) -> Condit
                 f"{files.name} has no {MANIFEST_NAME}, so its objectives are unknown. Name them: "
                 "objectives=[...], or --reward_models on the command line."
             )
-        return Conditioner(
-            objectives=tuple(objectives),
-            phrases={name: PHRASES[name] for name in objectives if name in PHRASES},
-            directives={name: DIRECTIVES[name] for name in objectives if name in DIRECTIVES},
-        )
+        return Conditioner.of(objectives)
     if objectives is not None and tuple(objectives) != tuple(files.manifest.objectives):
         raise ConfigError(
             f"{files.name} was trained for the objectives {', '.join(files.manifest.objectives)}, "

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from moodpo.conditioning import WEIGHT_FORMATS
+from moodpo.conditioning import DEFAULT_FORMAT, WEIGHT_FORMATS
 from moodpo.core.loss import LOSS_TYPES
 from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
@@ -78,7 +78,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     )
     weight_format: str = _setting(
         "weights",
-        "decimal",
+        DEFAULT_FORMAT,
         f"How weights are written into the system instruction: {', '.join(WEIGHT_FORMATS)}, or "
         "several joined by '+'.",
     )

@@ -158,10 +158,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self._check_parallelism()
         self.clock = PhaseClock(self._show_phase)
         panel = self._make_panel(reward_funcs)
-        conditioner = conditioner or Conditioner(
-            objectives=panel.names,
-            weight_format=args.weight_format,
-            template=args.instruction_template,
+        conditioner = conditioner or Conditioner.of(
+            panel.names, weight_format=args.weight_format, template=args.instruction_template
         )
         if conditioner.objectives != panel.names:
             raise ConfigError(
