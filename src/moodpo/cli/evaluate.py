@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from moodpo.baselines import is_baseline
 from moodpo.cli.console import fail, note
@@ -46,6 +46,10 @@ def run(argv: Sequence[str]) -> int:
         manifest: RunManifest | None = baseline_manifest(args.policy)
     else:
         manifest = quick_manifest(args.policy, args.base_model)
+    if args.sensitivity and is_baseline(args.policy):
+        raise ConfigError(
+            "--sensitivity asks a steerable policy in other ways; a baseline knows only its own."
+        )
     specs = _specs(args, manifest)
     objectives = manifest.objectives if manifest else tuple(parse_spec(s).name for s in specs)
     check_reward_specs(args.held_out_reward_models, minimum=0)
@@ -124,6 +128,11 @@ def _parser() -> CommandParser:
         default="auto",
         metavar="POLICY|none",
         help="what to compare with (default: the model before training)",
+    )
+    group.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="sweep again with weights written otherwise, and with forged prompts (4 more sweeps)",
     )
     group.add_argument("--output_dir", metavar="DIR", help="default: POLICY/evaluation")
     group.add_argument(
@@ -211,7 +220,8 @@ def _evaluate(
 ) -> SweepResult:
     from moodpo.cli.after import spread_rows
     from moodpo.cli.outputs import sweep_progress
-    from moodpo.evaluation.sweep import evaluate_policy
+    from moodpo.cli.sensitivity import measure_sensitivity
+    from moodpo.evaluation.sweep import evaluate_policy, sweep
     from moodpo.rewards import RewardPanel, load_rewards
 
     weights = _weights(args, tuple(objectives))
@@ -228,26 +238,37 @@ def _evaluate(
     held_out = None
     if args.held_out_reward_models:
         held_out = RewardPanel(load_rewards(args.held_out_reward_models, **options))
+    columns = {n: list(data[n]) for n in data.column_names if n != "prompt"}
     folder = _folder(args)
     folder.mkdir(parents=True, exist_ok=True)
     note(f"sweep: {len(weights)} weight vectors × {len(data)} prompts of {prompts.report.source}")
+    prompt_list, seen = list(data["prompt"]), {"seed": args.seed, "columns": columns}
+    sampling = policy.sampling_with(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p
+    )
     with sweep_progress() as progress:
-        return evaluate_policy(
+        result = evaluate_policy(
             policy,
-            list(data["prompt"]),
+            prompt_list,
             panel,
-            sampling=policy.sampling_with(
-                max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p
-            ),
+            sampling=sampling,
             weights=weights,
-            seed=args.seed,
             held_out=held_out,
             baseline_policy=baseline,
-            columns={n: list(data[n]) for n in data.column_names if n != "prompt"},
             resume_path=folder / JOURNAL,
             progress=progress,
             data_source=prompts.report.source,
+            **seen,
         )
+    if not args.sensitivity:
+        return result
+
+    def again(variant: Any, order: Sequence[int]) -> SweepResult:
+        note("sweep: the same weights, written otherwise")
+        asked = weights[:, list(order)]
+        return sweep(variant, prompt_list, panel, sampling=sampling, weights=asked, **seen)
+
+    return measure_sensitivity(cast("SteerablePolicy", policy), result, again)
 
 
 def _weights(args: argparse.Namespace, objectives: tuple[str, ...]) -> FloatArray:

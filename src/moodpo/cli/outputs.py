@@ -19,6 +19,7 @@ from moodpo.evaluation.tables import (
     format_number,
     format_weights,
     rich_table,
+    sensitivity_table,
     terminal_table,
 )
 
@@ -51,6 +52,8 @@ def show_sweep(result: SweepResult) -> None:
     """Prints what the weights do, and what a reader must be warned of."""
     print_table(terminal_table(result))
     print_table(rich_table(steering_table(result)))
+    if (sensitivity := sensitivity_table(result)) is not None:
+        print_table(rich_table(sensitivity))
     for text in result.warnings:
         warn(text)
 

@@ -40,6 +40,7 @@ from moodpo.evaluation.tables import (
     format_interval,
     format_number,
     metrics_table,
+    sensitivity_table,
     steerability_table,
     weights_table,
 )
@@ -426,7 +427,7 @@ def _tables(runs: Sequence[tuple[str, SweepResult]]) -> list[dict[str, Any]]:
     if len(runs) > 1:
         return [_weights_data(result, f"By weight: {name}") for name, result in runs]
     result = runs[0][1]
-    measured = (metrics_table(result), steerability_table(result))
+    measured = (metrics_table(result), steerability_table(result), sensitivity_table(result))
     tables = [asdict(table) for table in measured if table is not None]
     return [*tables, _weights_data(result, "By weight")]
 

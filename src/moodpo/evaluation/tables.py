@@ -30,6 +30,7 @@ __all__ = [
     "markdown_table",
     "metrics_table",
     "rich_table",
+    "sensitivity_table",
     "steerability_table",
     "terminal_table",
     "weights_table",
@@ -143,6 +144,34 @@ def steerability_table(result: SweepResult) -> Table | None:
     )
     columns = (Column("objective", numeric=False), *(Column(label) for label in labels))
     return Table(title="Steerability", columns=columns, rows=tuple(rows), note=note)
+
+
+def sensitivity_table(result: SweepResult) -> Table | None:
+    """How much the answers depend on how the same weights were written.
+
+    Args:
+        result: A sweep with `steerability["sensitivity"]`.
+
+    Returns:
+        One row per way of writing; None if none was measured.
+    """
+    measured = result.steerability.get("sensitivity")
+    if not measured:
+        return None
+    keys = ("mean_difference", "expected_from_noise", "rank_agreement")
+    rows = [
+        (name, *(format_number(report["mean"][key], 0.01) for key in keys))
+        for name, report in measured.items()
+    ]
+    labels = ("difference (std)", "expected from noise", "rank agreement")
+    return Table(
+        title="Sensitivity to how weights are written",
+        columns=(Column("written as", numeric=False), *(Column(label) for label in labels)),
+        rows=tuple(rows),
+        note="Difference of mean rewards from the usual way, in standard deviations, beside what "
+        "sampling noise alone would give. Reordered: objectives named the other way round. "
+        "Forged: every prompt ends with an instruction for the opposite weights.",
+    )
 
 
 def weights_table(result: SweepResult) -> Table:

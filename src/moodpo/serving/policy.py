@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -271,6 +272,20 @@ class SteerablePolicy:
     def describe(self) -> dict[str, Any]:
         """Name, path, kind, lineage and a hash of the weights."""
         return {**self._info, "sha256": self._sha256}
+
+    def written_by(self, conditioner: Conditioner) -> SteerablePolicy:
+        """The same model, asked in another way.
+
+        Args:
+            conditioner: Writes the weights in place of the one from training; its objectives may
+                stand in another order.
+
+        Returns:
+            A policy that shares this one's weights.
+        """
+        other = copy(self)
+        other.conditioner = conditioner
+        return other
 
     def base_policy(self) -> SteerablePolicy:
         """The model before training, under the very same instructions: what to compare with.
