@@ -12,7 +12,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -24,6 +24,7 @@ from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError, ManifestError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
+from moodpo.generation.tokens import count_tokens, end_token_ids, padding_token_id
 from moodpo.manifest import hash_weights
 from moodpo.records import Prompt, TokenIds
 from moodpo.rewards.specs import looks_local
@@ -31,7 +32,7 @@ from moodpo.rewards.specs import looks_local
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ADAPTERS", "BaselinePolicy", "BeforeTraining", "end_token_ids", "make_record"]
+__all__ = ["ADAPTERS", "BaselinePolicy", "BeforeTraining", "make_record"]
 
 ADAPTERS = "adapters"
 _EMBEDDED_FOLDER = "smollm2-135m-instruct-"  # what the embedded model's cached folder starts with
@@ -86,7 +87,7 @@ class BaselinePolicy:
         self.generator = HFGenerator(
             model,
             eos_token_ids=end_token_ids(model, tokenizer),
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+            pad_token_id=padding_token_id(tokenizer),
             generation_batch_size=generation_batch_size,
             dtype=dtype,
         )
@@ -103,10 +104,7 @@ class BaselinePolicy:
 
     def sampling_with(self, **changes: float | None) -> SamplingConfig:
         """How this policy samples, with some settings changed; None changes nothing."""
-        given: dict[str, Any] = {name: v for name, v in changes.items() if v is not None}
-        longest = given.get("max_new_tokens", self.sampling.max_new_tokens)
-        shortest = min(self.sampling.min_new_tokens, longest)
-        return replace(self.sampling, min_new_tokens=shortest, **given)
+        return self.sampling.changed(**changes)
 
     def sample(
         self,
@@ -131,10 +129,7 @@ class BaselinePolicy:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens not counted."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
-        return [len(ids) for ids in encoded["input_ids"]]
+        return count_tokens(self.tokenizer, texts)
 
     def describe(self) -> dict[str, Any]:
         """Name, path, kind, lineage and a hash of the adapters, for results."""
@@ -310,13 +305,6 @@ def make_record(
         versions={name: version(name) for name in ("moodpo", "torch", "transformers", "peft")},
         **fields,
     )
-
-
-def end_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's and the generation config's."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None}))
 
 
 # --- loading --------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from moodpo.baselines.base import end_token_ids
 from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
+from moodpo.generation.tokens import end_token_ids, padding_token_id
 from moodpo.records import Prompt, PromptBatch, RolloutBatch
 from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
@@ -168,7 +168,7 @@ class Setup:
             generator=HFGenerator(
                 self.model,
                 eos_token_ids=end_token_ids(self.model, tokenizer),
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+                pad_token_id=padding_token_id(tokenizer),
                 generation_batch_size=self.args.generation_batch_size,
                 dtype=self.dtype,
             ),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 from moodpo.errors import ConfigError, GenerationError
 from moodpo.records import TokenIds
@@ -53,6 +53,15 @@ class SamplingConfig:
             raise ConfigError(
                 f"top_p must be above 0 and at most 1, got {self.top_p}. Use 1 to turn it off."
             )
+
+    def changed(self, **changes: float | None) -> SamplingConfig:
+        """The same with some settings changed; None changes nothing.
+
+        A shorter `max_new_tokens` brings `min_new_tokens` down with it.
+        """
+        given: dict[str, Any] = {name: v for name, v in changes.items() if v is not None}
+        longest = given.get("max_new_tokens", self.max_new_tokens)
+        return replace(self, **{"min_new_tokens": min(self.min_new_tokens, longest), **given})
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from moodpo.core.logps import collate_sequences, completion_logps, head_is_linea
 from moodpo.errors import ConfigError, ManifestError, WeightsError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
+from moodpo.generation.tokens import count_tokens, end_token_ids, padding_token_id
 from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
 from moodpo.records import Prompt, prompt_text
 from moodpo.serving.files import PolicyFiles, find_policy, locate_base
@@ -75,8 +76,8 @@ class SteerablePolicy:
         self._around: Any = nullcontext
         self.generator = HFGenerator(
             model,
-            eos_token_ids=_end_token_ids(model, tokenizer),
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+            eos_token_ids=end_token_ids(model, tokenizer),
+            pad_token_id=padding_token_id(tokenizer),
             generation_batch_size=generation_batch_size,
             dtype=dtype,
         )
@@ -176,10 +177,7 @@ class SteerablePolicy:
 
     def sampling_with(self, **changes: float | None) -> SamplingConfig:
         """How this policy samples, with some settings changed; None changes nothing."""
-        given: dict[str, Any] = {name: v for name, v in changes.items() if v is not None}
-        longest = given.get("max_new_tokens", self.sampling.max_new_tokens)
-        shortest = min(self.sampling.min_new_tokens, longest)
-        return replace(self.sampling, min_new_tokens=shortest, **given)
+        return self.sampling.changed(**changes)
 
     def sample(
         self,
@@ -214,10 +212,7 @@ class SteerablePolicy:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens not counted."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
-        return [len(ids) for ids in encoded["input_ids"]]
+        return count_tokens(self.tokenizer, texts)
 
     def kl_to_reference(
         self, prompts: Sequence[Prompt], weights: Tensor, completions: Sequence[str]
@@ -432,12 +427,6 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
     if not isinstance(named, torch.dtype) or not named.is_floating_point:
         raise ConfigError(f"Unknown dtype {dtype!r}. Use float32, bfloat16 or float16.")
     return named
-
-
-def _end_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None}))
 
 
 # --- arguments ------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from moodpo.core.scalarization import scalarize
 from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
 from moodpo.generation.base import Generator, SamplingConfig
 from moodpo.generation.hf import HFGenerator
+from moodpo.generation.tokens import end_token_ids, padding_token_id
 from moodpo.manifest import RunManifest, write_json
 from moodpo.records import PairBatch, PromptBatch, RolloutBatch
 from moodpo.rewards import Reward, RewardPanel, load_rewards
@@ -373,8 +374,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         tokenizer = self.processing_class
         return HFGenerator(
             model,
-            eos_token_ids=_eos_token_ids(model, tokenizer),
-            pad_token_id=_pad_token_id(tokenizer),
+            eos_token_ids=end_token_ids(model, tokenizer),
+            pad_token_id=padding_token_id(tokenizer),
             generation_batch_size=self.args.generation_batch_size,
         )
 
@@ -450,7 +451,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         batch = collate_pairs(
             [pairs.prompt_ids[i] for i in rows],
             [pairs.completion_ids[i] for i in rows],
-            pad_token_id=_pad_token_id(self.processing_class),
+            pad_token_id=padding_token_id(self.processing_class),
         )
         return batch.to(self.args.device)
 
@@ -717,17 +718,6 @@ def _by_token_budget(pairs: PairBatch, budget: int) -> Iterable[list[int]]:
 
 def _length(pairs: PairBatch, row: int) -> int:
     return len(pairs.prompt_ids[row]) + sum(map(len, pairs.completion_ids[row]))
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    # Padding is masked everywhere; any valid id will do when the tokenizer has none.
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-
-
-def _eos_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None}))
 
 
 def _with_deviations(means: Mapping[str, float]) -> dict[str, float]:
