@@ -1,0 +1,62 @@
+"""Documents tell today's truth: links lead somewhere, code compiles, flags and commands exist."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from moodpo.cli import main
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+OTHER_TOOLS = {"--strict"}  # mypy's
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def known_flags():
+    import contextlib
+    import io
+
+    pages = io.StringIO()
+    with contextlib.redirect_stdout(pages):
+        for command in ("train", "evaluate", "compare", "generate", "chat", "score", "export"):
+            with contextlib.suppress(SystemExit):
+                main([command, "--help"])
+    texts = [pages.getvalue(), *(p.read_text() for p in (ROOT / "benchmarks").glob("*.py"))]
+    texts += [p.read_text() for p in (ROOT / "examples").glob("*.py")]
+    return {flag for text in texts for flag in re.findall(r"--[\w-]+", text)} | OTHER_TOOLS
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_every_flag_exists(path, known_flags):
+    for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", path.read_text()):
+        assert flag in known_flags, flag
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_python_compiles_and_imports_what_exists(path):
+    for code in blocks(path, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("moodpo"):
+                module = importlib.import_module(node.module)
+                for name in node.names:
+                    assert hasattr(module, name.name), f"{node.module}.{name.name}"
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in DOCUMENTS:
+        for target in re.findall(r"\bmake ([a-z-]+)(?=`|\s+#|$)", path.read_text(), re.MULTILINE):
+            assert target in targets, target
