@@ -83,7 +83,7 @@ def test_the_embedded_default_applies_without_model_data_and_rewards():
     assert settings.embedded
     assert settings.run.reward_models == list(EMBEDDED["reward_models"])
     args = config(settings)
-    for name in ("learning_rate", "max_steps", "max_new_tokens", "weight_format", "bf16"):
+    for name in ("learning_rate", "max_steps", "max_new_tokens", "weight_format"):
         assert getattr(args, name) == EMBEDDED[name]
     changed = read_settings(["--max_steps", "1", "--lora_r", "2"])
     assert changed.embedded

@@ -395,3 +395,19 @@ def test_documented_commands_under_their_launchers(documented, launcher):
     runs = list((root / "MOODPO/outputs/iter1/wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 1
     assert b"moodpo_iter1" in runs[0].read_bytes()
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_the_embedded_default_computes_in_what_the_machine_has(monkeypatch, has):
+    import torch
+
+    from moodpo.cli.settings import read_settings
+    from moodpo.cli.train import _training_config
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: has)
+    settings = ["--disable_wandb", "True"]
+    assert _training_config(read_settings(settings)).bf16 is has
+    asked = [*settings, "--bf16", "False"]
+    assert _training_config(read_settings(asked)).bf16 is False

@@ -70,7 +70,20 @@ def _training_config(settings: TrainSettings) -> MOODPOConfig:
     computed = choose_trackers(settings)
     if not torch.accelerator.is_available():
         computed["use_cpu"] = True  # transformers refuses bf16 on a CPU that is not asked for
+    if settings.embedded:
+        computed["bf16"] = _multiplies_bf16()
     return settings.training_config(**computed)
+
+
+def _multiplies_bf16() -> bool:
+    """Whether bfloat16 products are in hardware here; emulated ones are slower than fp32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    known = [getattr(torch.cpu, name, None) for name in probes]
+    return any(bool(probe()) for probe in known if probe is not None)
 
 
 def _conditioner(settings: TrainSettings, args: MOODPOConfig) -> Conditioner:
