@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 
 from moodpo.core.loss import dpo_loss
 from moodpo.core.pairing import pair_completions
-from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
+from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
 from moodpo.manifest import RunManifest
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.trainer import MOODPOTrainer
@@ -466,6 +466,14 @@ def test_only_the_widest_pairs_are_trained(tmp_path):
         kept.append(pairs.utilities[:, 0] - pairs.utilities[:, 1])
     gaps = kept[0].sort(descending=True).values
     torch.testing.assert_close(kept[1].sort(descending=True).values, gaps[: round(len(gaps) / 2)])
+
+
+def test_a_finished_run_is_no_checkpoint_to_go_on_from(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    with pytest.raises(ManifestError, match="--model_path"):
+        make_trainer(tmp_path, max_steps=2).train(resume_from_checkpoint=str(tmp_path))
 
 
 def test_pairs_of_the_trainer_agree_with_the_rewards(tmp_path):

@@ -39,7 +39,7 @@ from moodpo.core.logps import (
 from moodpo.core.loss import preference_loss
 from moodpo.core.pairing import gap_threshold, pair_completions
 from moodpo.core.scalarization import scalarize
-from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
+from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
 from moodpo.generation.base import Generator, SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import end_token_ids, padding_token_id
@@ -588,7 +588,13 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
 
     def _restore_state(self, checkpoint: Path) -> None:
         RunManifest.load(checkpoint)
-        state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+        path = checkpoint / STATE_NAME
+        if not path.is_file():
+            raise ManifestError(
+                f"{checkpoint} has no {STATE_NAME}: it is not a checkpoint that training can go on "
+                "from. Pass a checkpoint-* folder, or start an iteration with --model_path."
+            )
+        state = json.loads(path.read_text(encoding="utf-8"))
         self.normalizer = Normalizer.from_state_dict(state["normalizer"])
         if self.args.process_index == 0:
             self._metrics["train"].load_state_dict(state["metrics"])
