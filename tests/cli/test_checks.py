@@ -358,3 +358,15 @@ def test_bad_input_exits_with_2_and_never_loads_torch(policy, prompts, tmp_path)
 def test_every_refusal_is_an_input_error():
     for error in (ConfigError, ManifestError, RewardSpecError):
         assert issubclass(error, InputError)
+
+
+def test_numbers_are_found_and_refused_before_the_parser_is_imported():
+    from moodpo.cli.checks import check_numbers
+
+    found = check_numbers(["--beta", "0.2", "--top_k=5", "--beta", "0.3", "--run_name", "beta"])
+    assert found == {"beta": 0.3, "top_k": 5}
+    assert check_numbers(["--beta", "x", "--top_p"]) == {}
+    with pytest.raises(ConfigError, match="beta must be at least"):
+        check_numbers(["--beta", "-1"])
+    with pytest.raises(ConfigError, match="top_p must be at least"):
+        check_numbers(["--top_p=2"])

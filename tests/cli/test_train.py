@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -57,6 +58,9 @@ def test_it_says_what_it_uses_and_what_to_type_next(run, train_flags, tmp_path, 
 
 
 def test_only_the_main_process_speaks(run, train_flags, tmp_path, monkeypatch):
+    # Commands are imported on use: imported under the patch, they would keep it for good.
+    for module in ("train", "after", "outputs"):
+        importlib.import_module(f"moodpo.cli.{module}")
     monkeypatch.setattr("moodpo.cli.console.is_main_process", lambda: False)
     outcome = run("train", *train_flags, "--max_steps", 1, "--output_dir", tmp_path)
     assert outcome.code == 0

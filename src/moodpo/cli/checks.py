@@ -10,7 +10,9 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from moodpo.manifest import MANIFEST_NAME, RunManifest, check_continuation
 from moodpo.rewards import check_reward_specs
 from moodpo.rewards.specs import looks_local, parse_spec
 from moodpo.serving.files import EMBEDDED_NAME, find_hub_file, locate_base
+from moodpo.training.limits import RANGES, check_ranges
 
 __all__ = [
     "ModelSource",
     "Start",
     "check_lengths",
+    "check_numbers",
     "check_output",
     "check_reference",
     "check_settings",
@@ -216,6 +220,29 @@ def clear_output(settings: TrainSettings) -> None:
         shutil.rmtree(checkpoint)
     for name in _RUN_FILES:
         (folder / name).unlink(missing_ok=True)
+
+
+def check_numbers(arguments: Sequence[str]) -> dict[str, float]:
+    """Refuses numbers out of their range, before the Trainer's own parser is imported.
+
+    Args:
+        arguments: `--FLAG VALUE` or `--FLAG=VALUE`; of a repeated flag the last counts.
+
+    Returns:
+        The numbers found, by name. What is no number is left to the parser to refuse.
+
+    Raises:
+        ConfigError: Naming the first number out of its range.
+    """
+    found: dict[str, float] = {}
+    for argument, following in pairwise([*arguments, ""]):
+        name, _, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in RANGES:
+            with suppress(ValueError):
+                number = float(value or following)
+                found[name] = int(number) if number.is_integer() else number
+    check_ranges(found)
+    return found
 
 
 def check_lengths(source: ModelSource, *, max_prompt_length: int, max_new_tokens: int) -> None:

@@ -16,6 +16,7 @@ from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError
 from moodpo.manifest import RunManifest, check_continuation
 from moodpo.tasks import get_task
+from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH
 
 if TYPE_CHECKING:
     from moodpo.data import LoadedPrompts
@@ -34,7 +35,13 @@ def run(argv: Sequence[str]) -> int:
         return DONE
     settings = read_settings(argv)
     checks.check_settings(settings)
+    numbers = checks.check_numbers(settings.trainer_arguments)
     source = checks.resolve_model(str(settings.run.sft_model_path))
+    checks.check_lengths(
+        source,
+        max_prompt_length=int(numbers.get("max_prompt_length", MAX_PROMPT_LENGTH)),
+        max_new_tokens=int(numbers.get("max_new_tokens", MAX_NEW_TOKENS)),
+    )
     start = checks.find_start(settings)
     resume = checks.resume_checkpoint(settings)
     checks.check_output(settings, resume)
@@ -43,9 +50,6 @@ def run(argv: Sequence[str]) -> int:
     args = _training_config(settings)  # from here on torch is loaded
     conditioner = _conditioner(settings, args)
     _check_against(settings, args, conditioner, start, resume, held_out)
-    checks.check_lengths(
-        source, max_prompt_length=args.max_prompt_length, max_new_tokens=args.max_new_tokens
-    )
     checks.clear_output(settings)
     return _train(settings, args, conditioner, source, start, resume, prompts, held_out)
 

@@ -1,1 +1,1 @@
-"""."""
+"""Training: rollouts → pairs → loss, on `transformers.Trainer`; settings, metrics, reference."""

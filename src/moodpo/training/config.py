@@ -15,6 +15,7 @@ from moodpo.conditioning import DEFAULT_FORMAT, WEIGHT_FORMATS
 from moodpo.core.loss import LOSS_TYPES
 from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
+from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
 
 __all__ = ["NORMALIZATIONS", "RELABELINGS", "MOODPOConfig"]
 
@@ -49,7 +50,9 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
 
     # Rollout
     max_prompt_length: int = _setting(
-        "rollout", 512, "Longest conditioned prompt in tokens, weight instruction included."
+        "rollout",
+        MAX_PROMPT_LENGTH,
+        "Longest conditioned prompt in tokens, with its instruction.",
     )
     prompt_overflow: str = _setting(
         "rollout",
@@ -58,7 +61,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "the weight instruction).",
         choices=["drop", "truncate"],
     )
-    max_new_tokens: int = _setting("rollout", 128, "Longest completion in tokens.")
+    max_new_tokens: int = _setting("rollout", MAX_NEW_TOKENS, "Longest completion in tokens.")
     min_new_tokens: int = _setting("rollout", 0, "Shortest completion in tokens.")
     temperature: float = _setting("rollout", 1.0, "Sampling temperature, above 0.")
     top_p: float = _setting("rollout", 1.0, "Nucleus sampling mass; 1 samples from everything.")
@@ -157,30 +160,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         super().__post_init__()
 
     def _check_ranges(self) -> None:
-        limits = {
-            "per_device_train_batch_size": (1, None),
-            "per_device_eval_batch_size": (1, None),
-            "gradient_accumulation_steps": (1, None),
-            "max_new_tokens": (1, None),
-            "min_new_tokens": (0, self.max_new_tokens),
-            "max_prompt_length": (1, None),
-            "top_k": (0, None),
-            "top_p": (1e-6, 1),
-            "temperature": (1e-4, None),
-            "generation_batch_size": (1, None),
-            "reward_batch_size": (1, None),
-            "calibration_prompts": (2, None),
-            "beta": (1e-8, None),
-            "pair_fraction": (1e-3, 1),
-            "label_smoothing": (0, 0.4999),
-            "log_completions": (0, None),
-            "learning_rate": (0, None),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value or (high is not None and value > high):
-                upper = "" if high is None else f" and at most {high:g}"
-                raise ConfigError(f"{name} must be at least {low:g}{upper}; got {value}.")
+        check_ranges({name: getattr(self, name) for name in RANGES})
         if not self.concentration or any(not value > 0 for value in self.concentration):
             raise ConfigError(
                 f"concentration must be positive, got {self.concentration}. Pass one value or one "

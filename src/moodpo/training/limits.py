@@ -1,0 +1,53 @@
+"""Ranges of numeric settings, checked without importing torch, so that a typo costs no wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moodpo.errors import ConfigError
+
+__all__ = ["MAX_NEW_TOKENS", "MAX_PROMPT_LENGTH", "RANGES", "check_ranges"]
+
+MAX_PROMPT_LENGTH, MAX_NEW_TOKENS = 512, 128  # tokens, by default
+
+RANGES: Mapping[str, tuple[float, float | None]] = {
+    "per_device_train_batch_size": (1, None),
+    "per_device_eval_batch_size": (1, None),
+    "gradient_accumulation_steps": (1, None),
+    "max_new_tokens": (1, None),
+    "min_new_tokens": (0, None),
+    "max_prompt_length": (1, None),
+    "top_k": (0, None),
+    "top_p": (1e-6, 1),
+    "temperature": (1e-4, None),
+    "generation_batch_size": (1, None),
+    "reward_batch_size": (1, None),
+    "calibration_prompts": (2, None),
+    "beta": (1e-8, None),
+    "pair_fraction": (1e-3, 1),
+    "label_smoothing": (0, 0.4999),
+    "log_completions": (0, None),
+    "learning_rate": (0, None),
+}
+"""Smallest and largest value of each setting; None is unbounded."""
+
+
+def check_ranges(values: Mapping[str, float]) -> None:
+    """Refuses the first setting that is out of its range.
+
+    Args:
+        values: Any settings by name; those without a range are not looked at.
+
+    Raises:
+        ConfigError: Naming the setting, its range and what was given. NaN is in no range.
+    """
+    ranges = dict(RANGES)
+    if "max_new_tokens" in values:
+        ranges["min_new_tokens"] = (0, values["max_new_tokens"])
+    for name, (low, high) in ranges.items():
+        if name not in values:
+            continue
+        value = values[name]
+        if not low <= value or (high is not None and value > high):
+            upper = "" if high is None else f" and at most {high:g}"
+            raise ConfigError(f"{name} must be at least {low:g}{upper}; got {value}.")
