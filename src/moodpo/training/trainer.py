@@ -184,6 +184,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             phase=self.clock,
         )
         self._linear_head = head_is_linear(self.model)
+        self._reference_linear_head: bool | None = None
         self._replace_progress_bar()
 
     # ---- What the user calls ----
@@ -413,7 +414,10 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         was_training = self.model.training
         self.model.eval()
         with self.reference.active() as model, self.compute_loss_context_manager():
-            linear = self._linear_head if model is self.model else head_is_linear(model)
+            if self._reference_linear_head is None:  # tried once: it takes two forward passes
+                shared = model is self.model
+                self._reference_linear_head = self._linear_head if shared else head_is_linear(model)
+            linear = self._reference_linear_head
             for rows in _by_token_budget(pairs, REFERENCE_TOKENS):
                 logps = completion_logps(model, self._tokens(pairs, rows), linear_head=linear).logps
                 result[rows] = logps.view(-1, 2)
