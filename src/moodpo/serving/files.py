@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from moodpo.embedded import EMBEDDED_NAME, names_embedded_policy
 from moodpo.errors import ManifestError
 from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.rewards.specs import looks_local
@@ -14,8 +15,6 @@ __all__ = ["EMBEDDED_NAME", "PolicyFiles", "find_hub_file", "find_policy", "loca
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-EMBEDDED_NAME = "embedded"
-EMBEDDED_POLICY = "smollm2-135m-instruct-"  # what the cached folder's name starts with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +87,7 @@ def locate_base(base: str) -> str:
     """
     if Path(base).is_dir():
         return base
-    if base == EMBEDDED_NAME or Path(base).name.startswith(EMBEDDED_POLICY):
+    if names_embedded_policy(base):
         from moodpo.embedded import embedded_policy_path
 
         return str(embedded_policy_path())
