@@ -98,6 +98,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=EMBEDDED["max_new_tokens"])
     parser.add_argument("--weight_format", default=EMBEDDED["weight_format"])
     parser.add_argument("--concentration", type=float, default=EMBEDDED["concentration"][0])
+    parser.add_argument("--temperature", type=float, default=EMBEDDED["temperature"])
+    parser.add_argument("--pair_fraction", type=float, default=EMBEDDED["pair_fraction"])
+    parser.add_argument(
+        "--lora_layers",
+        type=int,
+        nargs="+",
+        default=list(EMBEDDED["lora_layers_to_transform"]),
+        help="blocks that carry the adapter",
+    )
     parser.add_argument("--calibration_prompts", type=int, default=64)
     parser.add_argument("--ric_epochs", type=float, default=3.0, help="of RiC's fine-tuning")
     parser.add_argument("--seed", type=int, default=0)
@@ -167,6 +176,8 @@ def training_config(args: argparse.Namespace, **settings: Any) -> MOODPOConfig:
         max_new_tokens=args.max_new_tokens,
         learning_rate=args.learning_rate,
         beta=args.beta,
+        temperature=args.temperature,
+        pair_fraction=args.pair_fraction,
         # Constant after the warmup: a method that is ended early has not been slowed down.
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=3,
@@ -191,7 +202,8 @@ def lora(args: argparse.Namespace) -> LoraConfig:
         r=args.lora_r,
         lora_alpha=2 * args.lora_r,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules=list(EMBEDDED["lora_target_modules"]),
+        layers_to_transform=args.lora_layers,
         task_type="CAUSAL_LM",
     )
 

@@ -61,8 +61,6 @@ EMBEDDED: Mapping[str, Any] = {
     "learning_rate": 7e-4,
     "lr_scheduler_type": "linear",
     "warmup_steps": 2,
-    # The attention kernel's backward pass is slow in bf16 on CPUs; plain products are not.
-    "attn_implementation": "eager",
     # The upper half of the blocks: the backward pass ends where the adapters do.
     "lora_r": 16,
     "lora_alpha": 32,

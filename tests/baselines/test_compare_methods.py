@@ -33,6 +33,7 @@ def small(folder, *more):
         "--num_prompts": 3,
         "--calibration_prompts": 4,
         "--ric_epochs": 1,
+        "--lora_layers": 1,
         "--dtype": "float32",
         "--model": save_tiny_policy(folder / "tiny"),
         "--output_dir": folder / "out",

@@ -9,10 +9,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from moodpo.core import logps as module
 from moodpo.core.logps import (
     TokenBatch,
-    chunked_logps,
     collate_pairs,
     collate_sequences,
     completion_logps,
@@ -143,54 +141,6 @@ def test_left_padding_with_position_ids_shifts_nothing():
 def test_position_ids_by_hand():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
     assert position_ids_from_mask(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 0, 0]]
-
-
-def test_chunked_logps_by_hand():
-    # Two tokens with logits (0, ln 3): probabilities 1/4 and 3/4.
-    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [3.0]]).log1p()
-    weight[1] = torch.log(torch.tensor(3.0))
-    logps, entropies = chunked_logps(hidden, weight, torch.tensor([1]))
-    torch.testing.assert_close(logps.exp(), torch.tensor([0.75]))
-    torch.testing.assert_close(entropies, torch.tensor([0.5623351]))
-
-
-@pytest.mark.parametrize("chunk_elements", [1, 20, 1 << 20])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_chunked_logps_gradients_are_those_of_finite_differences(
-    monkeypatch, chunk_elements, with_bias
-):
-    monkeypatch.setattr(module, "LOGIT_CHUNK_ELEMENTS", chunk_elements)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(5, 4, generator=generator)
-    weight = torch.randn(7, 4, generator=generator)
-    bias = torch.randn(7, generator=generator) if with_bias else None
-    targets = torch.tensor([0, 3, 6, 3, 1])
-    inputs = [t.clone().requires_grad_() for t in (hidden, weight, bias) if t is not None]
-    logps, _ = chunked_logps(inputs[0], inputs[1], targets, *inputs[2:])
-    scale = torch.linspace(-1, 2, 5)
-    (logps * scale).sum().backward()
-    doubles = [t.detach().double().requires_grad_() for t in inputs]
-    logits = doubles[0] @ doubles[1].T + (doubles[2] if with_bias else 0)
-    oracle = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
-    (oracle * scale).sum().backward()
-    torch.testing.assert_close(logps.double(), oracle, atol=1e-5, rtol=1e-5)
-    for ours, theirs in zip(inputs, doubles, strict=True):
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
-
-
-def test_the_chunked_head_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(module, "LOGIT_CHUNK_ELEMENTS", 3 * VOCABULARY)
-    sizes = []
-    original = module._logits
-
-    def spy(hidden, head, bias):
-        sizes.append(len(hidden))
-        return original(hidden, head, bias)
-
-    monkeypatch.setattr(module, "_logits", spy)
-    completion_logps(llama(), collate_pairs(PROMPTS, PAIRS, pad_token_id=0), linear_head=True)
-    assert max(sizes) <= 3
-    assert sum(sizes) == sum(len(c) for pair in PAIRS for c in pair)
 
 
 def test_head_is_linear_is_found_out_by_trying():

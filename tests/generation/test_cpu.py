@@ -4,9 +4,11 @@ import os
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from moodpo.generation._cpu import grouped_attention, packed_linears
+from moodpo.training.fused_lora import fuse_lora
 
 VARIABLE = "TRANSFORMERS_SDPA_FORCE_GQA"
 TYPES = [torch.float32]
@@ -37,6 +39,33 @@ def test_packed_layers_compute_the_same(
         torch.testing.assert_close(layer(inputs), expected)
         assert layer(inputs).shape == expected.shape
     assert "forward" not in layer.__dict__
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+@torch.no_grad()
+def test_adapters_are_packed_with_their_layers(dtype: torch.dtype, bias: bool, fused: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48, bias=bias), nn.Linear(48, 8))
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["0"])).to(dtype).eval()
+    if fused:
+        fuse_lora(adapted)
+    layer = adapted.base_model.model[0]
+    layer.lora_B["default"].weight.normal_()
+    own = layer.__dict__.get("forward")
+    few, many = torch.randn(7, 1, 64).to(dtype), torch.randn(300, 1, 64).to(dtype)
+    expected = adapted(few), adapted(many)
+    with packed_linears(adapted, steps=1000):
+        assert layer.__dict__["forward"] is not own
+        assert "forward" not in layer.base_layer.__dict__  # packed once, not twice
+        for inputs, outputs in zip((few, many), expected, strict=True):
+            error = (adapted(inputs) - outputs).norm() / outputs.norm()
+            assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert layer.__dict__.get("forward") is own
+    with adapted.disable_adapter(), packed_linears(adapted, steps=1000):
+        assert layer.__dict__.get("forward") is own
+        assert "forward" in layer.base_layer.__dict__
 
 
 @torch.no_grad()

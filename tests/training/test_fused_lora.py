@@ -1,9 +1,9 @@
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from moodpo.training.fused_lora import fuse_lora, lora_linear
+from moodpo.core.lora import lora_linear
+from moodpo.training.fused_lora import fuse_lora
 from tiny_policies import tiny_model
 
 IDS = torch.arange(12).view(2, 6)
@@ -34,24 +34,6 @@ def spy_on(monkeypatch):
     calls = []
     monkeypatch.setattr(module, "lora_linear", lambda *a: calls.append(1) or lora_linear(*a))
     return calls
-
-
-def test_lora_linear_by_hand():
-    x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
-    a, b = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0]])
-    # 3 + 8, a bias of 1, and 0.5 * (1 + 2) * 2
-    output = lora_linear(x, weight, torch.tensor([1.0]), a, b, 0.5)
-    assert output.tolist() == [[15.0]]
-
-
-def test_gradients_are_those_of_finite_differences():
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 3, 4), (5, 4), (5,), (2, 4), (5, 2))
-    x, weight, bias, a, b = (
-        torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes
-    )
-    inputs = [t.requires_grad_() for t in (x, a, b)]
-    assert torch.autograd.gradcheck(lambda x, a, b: lora_linear(x, weight, bias, a, b, 0.7), inputs)
 
 
 def test_fused_equals_peft_in_value_and_gradient(monkeypatch):
@@ -92,9 +74,27 @@ def test_low_precision_is_as_close_to_the_truth_as_peft_is():
         assert (gradients[name] - gradient).norm() < 0.1 * gradient.norm(), name
 
 
-@pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"use_dora": True}])
-def test_layers_that_do_more_keep_their_own_forward(monkeypatch, settings):
-    model = make(**settings).train()
+def test_dropout_is_that_of_peft(monkeypatch):
+    peft, fused = (make(lora_dropout=0.5).train() for _ in range(2))
+    fuse_lora(fused)
+    calls = spy_on(monkeypatch)
+    torch.manual_seed(1)
+    expected, expected_gradients = value_and_gradients(peft)
+    torch.manual_seed(1)
+    actual, gradients = value_and_gradients(fused)
+    assert len(calls) == 14
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    for name, gradient in expected_gradients.items():
+        assert (gradients[name] - gradient).norm() < 1e-5 * gradient.norm(), name
+    calls.clear()
+    value_and_gradients(fused.eval())
+    assert len(calls) == 14
+    with torch.no_grad():  # where nothing is dropped
+        torch.testing.assert_close(fused(input_ids=IDS).logits, peft.eval()(input_ids=IDS).logits)
+
+
+def test_layers_that_do_more_keep_their_own_forward(monkeypatch):
+    model = make(use_dora=True).train()
     fuse_lora(model)
     calls = spy_on(monkeypatch)
     value_and_gradients(model)

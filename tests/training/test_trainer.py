@@ -104,6 +104,38 @@ def test_accumulation_changes_nothing_but_memory(tmp_path, lora):
         assert any(not torch.equal(start[n], v) for n, v in results[0][0].items())
 
 
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [({"tokens_per_pass": 10_000}, 1), ({"activation_checkpointing": True}, 1), ({}, 8)],
+)
+def test_micro_batches_share_a_pass_where_memory_allows(tmp_path, monkeypatch, settings, passes):
+    import moodpo.training.trainer as module
+
+    alone = make_trainer(
+        tmp_path / "alone",
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=8,
+        max_steps=1,
+        tokens_per_pass=1,
+    )
+    alone.train()
+    counted, original = [], module.preference_loss
+    monkeypatch.setattr(
+        module, "preference_loss", lambda *a, **k: counted.append(1) or original(*a, **k)
+    )
+    together = make_trainer(
+        tmp_path / "together",
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=8,
+        max_steps=1,
+        **settings,
+    )
+    together.train()
+    assert len(counted) == passes
+    assert_same(parameters(together), parameters(alone), atol=1e-5, rtol=1e-5)
+    assert logged(together, "loss") == pytest.approx(logged(alone, "loss"), rel=1e-4)
+
+
 def test_the_gradient_is_that_of_the_plain_loop(tmp_path):
     """Generate, score and pair by the trainer; loss and gradient by the textbook."""
     trainer = make_trainer(tmp_path, max_steps=1, learning_rate=0.0, beta=0.3, max_grad_norm=0.0)

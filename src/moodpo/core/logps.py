@@ -1,7 +1,7 @@
 """Log-probabilities of completion tokens, without ever building `[N, S, V]` logits.
 
 Knows nothing of text, weights or rewards. Two steps: the model's trunk gives hidden states, and the
-vocabulary head meets only the positions that predict completion tokens, in chunks of rows.
+vocabulary head meets only the positions that predict completion tokens, tile by tile.
 Shapes: N sequences, S positions, M completion tokens of all sequences together, D hidden units,
 V vocabulary.
 """
@@ -17,20 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moodpo.core.vocabulary import chunked_logps
 from moodpo.records import TokenIds
 
 __all__ = [
     "CompletionLogps",
     "TokenBatch",
-    "chunked_logps",
     "collate_pairs",
     "collate_sequences",
     "completion_logps",
     "head_is_linear",
     "position_ids_from_mask",
 ]
-
-LOGIT_CHUNK_ELEMENTS = 1 << 24  # 16 M logits at a time: 64 MiB in fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +62,7 @@ class CompletionLogps:
     """Sums over each completion's tokens; padding never enters."""
 
     logps: Tensor  # [C] in nats, differentiable
-    entropies: Tensor  # [C] in nats, detached
+    entropies: Tensor | None  # [C] in nats, detached; None when they were not asked for
     lengths: Tensor  # [C] tokens
 
 
@@ -173,7 +171,9 @@ def collate_pairs(
     )
 
 
-def completion_logps(model: nn.Module, batch: TokenBatch, *, linear_head: bool) -> CompletionLogps:
+def completion_logps(
+    model: nn.Module, batch: TokenBatch, *, linear_head: bool, with_entropies: bool = True
+) -> CompletionLogps:
     """Log-probabilities and entropies of every completion in the batch.
 
     Args:
@@ -182,6 +182,7 @@ def completion_logps(model: nn.Module, batch: TokenBatch, *, linear_head: bool) 
         linear_head: Whether the model's logits are a plain linear map of its hidden states
             (`head_is_linear`). If so the head is applied in chunks to completion positions only;
             otherwise the model computes its own logits everywhere and they are gathered.
+        with_entropies: Whether entropies are wanted; where no gradient is, they cost extra.
 
     Returns:
         Sums over each completion's tokens.
@@ -192,87 +193,28 @@ def completion_logps(model: nn.Module, batch: TokenBatch, *, linear_head: bool) 
     if batch.attention_mask is not None:
         kwargs["attention_mask"] = _additive_mask(batch.attention_mask, model)
     if linear_head:
-        with _bare_hidden_states(model) as head:
+        with _bare_hidden_states(model) as (head, dtypes):
             hidden = model(**kwargs).logits  # [N, S, D]
-        rows = hidden.flatten(0, 1)[batch.predictors]  # [M, D]
-        token_logps, token_entropies = chunked_logps(rows, head.weight, batch.targets, head.bias)
+        # Mixed precision turns outputs into float32 on their way out of the model.
+        rows = hidden.flatten(0, 1)[batch.predictors].to(dtypes[0])  # [M, D]
+        token_logps, token_entropies = chunked_logps(
+            rows, head.weight, batch.targets, head.bias, with_entropies=with_entropies
+        )
     else:
         logits = model(**kwargs).logits.flatten(0, 1)[batch.predictors].float()  # [M, V]
         all_logps = logits.log_softmax(dim=-1)
         token_logps = all_logps.gather(-1, batch.targets[:, None]).squeeze(-1)
-        with torch.no_grad():
-            token_entropies = -(all_logps.exp() * all_logps).sum(dim=-1)
+        token_entropies = _entropies(all_logps.detach()) if with_entropies else None
     zeros = torch.zeros(batch.num_completions, device=token_logps.device, dtype=token_logps.dtype)
+
+    def total(values: Tensor) -> Tensor:
+        return zeros.index_add(0, batch.owners, values)
+
     return CompletionLogps(
-        logps=zeros.index_add(0, batch.owners, token_logps),
-        entropies=zeros.index_add(0, batch.owners, token_entropies.detach()),
-        lengths=zeros.index_add(0, batch.owners, torch.ones_like(token_entropies)),
+        logps=total(token_logps),
+        entropies=None if token_entropies is None else total(token_entropies),
+        lengths=total(torch.ones_like(token_logps, requires_grad=False)),
     )
-
-
-def chunked_logps(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of given tokens under a linear vocabulary head, chunk by chunk.
-
-    Equal to `log_softmax(hidden @ weight.T + bias)` at the targets, but no more than
-    `LOGIT_CHUNK_ELEMENTS` logits exist at once. The gradient with respect to the hidden states,
-    `weight[target] - softmax @ weight`, is made in the same pass while the softmax is at hand,
-    so that backward multiplies nothing when the head is frozen.
-
-    Args:
-        hidden: `[M, D]`.
-        weight: `[V, D]`.
-        targets: `[M]` token ids.
-        bias: `[V]` or None.
-
-    Returns:
-        Log-probabilities `[M]` in fp32 nats, and entropies `[M]` (not differentiable).
-    """
-    logps, entropies = _ChunkedLogps.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
-    return logps, entropies
-
-
-class _ChunkedLogps(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        wants_hidden = ctx.needs_input_grad[0]
-        head = weight.to(hidden.dtype)
-        logps, entropies = (torch.empty(len(hidden), device=hidden.device) for _ in range(2))
-        unit = torch.empty_like(hidden) if wants_hidden else None  # d logp / d hidden  [M, D]
-        for rows in _row_chunks(len(hidden), len(weight)):
-            logits, chunk_targets = _logits(hidden[rows], head, bias), targets[rows, None]
-            normalizer = logits.logsumexp(dim=-1, keepdim=True)  # [m, 1]
-            logps[rows] = (logits.gather(-1, chunk_targets) - normalizer).squeeze(-1)
-            expected = (logits - normalizer).exp_()  # the softmax  [m, V]
-            entropies[rows] = normalizer.squeeze(-1) - torch.linalg.vecdot(expected, logits)
-            if unit is not None:
-                unit[rows] = F.embedding(targets[rows], head) - expected.to(head.dtype) @ head
-        ctx.save_for_backward(hidden, weight, bias, targets, unit)
-        ctx.mark_non_differentiable(entropies)
-        return logps, entropies
-
-    @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, unit = ctx.saved_tensors
-        grad_hidden = None if unit is None else unit * grad_logps[:, None].to(unit.dtype)
-        wants_weight, wants_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-        if not (wants_weight or wants_bias):
-            return grad_hidden, None, None, None
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
-        head = weight.to(hidden.dtype)
-        for rows in _row_chunks(len(hidden), len(weight)):
-            residual = _logits(hidden[rows], head, bias).softmax(dim=-1).neg_()  # [m, V]
-            residual.scatter_add_(-1, targets[rows, None], torch.ones_like(residual[:, :1])).mul_(
-                grad_logps[rows, None]
-            )
-            grad_weight += (residual.to(hidden.dtype).T @ hidden[rows]).to(weight.dtype)
-            if grad_bias is not None:
-                grad_bias += residual.sum(dim=0).to(grad_bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None
 
 
 @torch.no_grad()
@@ -309,22 +251,31 @@ def head_is_linear(model: nn.Module, *, tolerance: float = 1e-5) -> bool:
 
 
 @contextmanager
-def _bare_hidden_states(model: nn.Module) -> Iterator[nn.Linear]:
+def _bare_hidden_states(model: nn.Module) -> Iterator[tuple[nn.Linear, list[torch.dtype]]]:
     """Within it, the model's `logits` are its last hidden states: its head passes them through.
 
-    The call still enters by the outermost wrapper, so that DDP and FSDP see a normal forward.
+    The call still enters by the outermost wrapper, so that DDP sees a normal forward. Yields the
+    head, and a list to which each call adds the type that the head would have computed in.
     """
     head = _output_head(model)
     assert isinstance(head, nn.Linear)
-    head.forward = _identity  # type: ignore[method-assign]
+    dtypes: list[torch.dtype] = []
+
+    def pass_through(input: Tensor) -> Tensor:
+        device = input.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtypes.append(torch.get_autocast_dtype(device) if autocast else input.dtype)
+        return input
+
+    head.forward = pass_through  # type: ignore[method-assign]
     try:
-        yield head
+        yield head, dtypes
     finally:
         del head.forward
 
 
-def _identity(input: Tensor) -> Tensor:
-    return input
+def _entropies(logps: Tensor) -> Tensor:
+    return -(logps.exp() * logps).sum(dim=-1)
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
@@ -358,13 +309,3 @@ def _compute_dtype(device: torch.device, model: nn.Module) -> torch.dtype:
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
-
-
-def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(hidden, head, None if bias is None else bias.to(hidden.dtype)).float()
-
-
-def _row_chunks(num_rows: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, LOGIT_CHUNK_ELEMENTS // vocabulary)
-    for start in range(0, num_rows, size):
-        yield slice(start, start + size)

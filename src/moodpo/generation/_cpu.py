@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from moodpo.core.lora import LoraAdapter, drops, plain_adapter
 
 __all__ = ["grouped_attention", "packed_linears"]
 
@@ -31,24 +34,33 @@ def packed_linears(model: nn.Module, *, steps: int) -> Iterator[None]:
     """Lets linear layers multiply few rows by weights laid out for oneDNN in advance.
 
     Plain `linear` reorders the weights on every call, which for few rows takes as long as the
-    product itself. Only plain `nn.Linear` modules whose forward nobody replaced are concerned.
+    product itself. Only plain `nn.Linear` modules whose forward nobody replaced are concerned, and
+    LoRA layers around one: the adapter's first matrix is packed below the layer's own, so that
+    one product gives both (a fifth less time for a small model).
 
     Args:
         model: The policy, its weights fixed while inside.
         steps: How many decoding steps to expect; few do not pay for the packing.
     """
-    modules = []
+    forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
     if steps >= _MIN_STEPS and _has_packing() and not torch.is_autocast_enabled("cpu"):
-        modules = [m for m in model.modules() if type(m) is nn.Linear and _is_packable(m)]
-    if sum(m.weight.nbytes for m in modules) > _MAX_BYTES:
-        modules = []
+        adapted = {m: a for m in model.modules() if (a := _packable_adapter(m)) is not None}
+        inside = {m for layer in adapted for m in layer.modules() if m is not layer}
+        plain = [m for m in model.modules() if m not in inside and _is_packable(m)]
+        bases: list[Any] = [*(m.base_layer for m in adapted), *plain]
+        if sum(base.weight.nbytes for base in bases) <= _MAX_BYTES:
+            forwards |= {m: _packed_adapter(m, adapter) for m, adapter in adapted.items()}
+            forwards |= {m: _packed_forward(m) for m in plain}
+    before = {module: module.__dict__.get("forward") for module in forwards}
     try:
-        for module in modules:
-            module.__dict__["forward"] = _packed_forward(module)
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward
         yield
     finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
+        for module, replaced in before.items():
+            module.__dict__.pop("forward")
+            if replaced is not None:
+                module.__dict__["forward"] = replaced
 
 
 @contextmanager
@@ -73,20 +85,52 @@ def grouped_attention(model: nn.Module) -> Iterator[None]:
             os.environ[_GROUPED_HEADS] = before
 
 
-def _packed_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+def _packed_forward(module: Any) -> Callable[[Tensor], Tensor]:
     weight, bias = module.weight.detach(), module.bias
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    product = _packed_product(weight, bias)
 
     def forward(inputs: Tensor) -> Tensor:
         if inputs.dtype != weight.dtype or inputs.shape[:-1].numel() > _MAX_ROWS:
             return F.linear(inputs, module.weight, bias)
-        product = torch.ops.mkldnn._linear_pointwise
-        return product(inputs, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+        return product(inputs)
 
     return forward
 
 
-def _is_packable(module: nn.Linear) -> bool:
+def _packed_adapter(layer: Any, adapter: LoraAdapter) -> Callable[[Tensor], Tensor]:
+    """One product with `[W; A]`, then the small one with B."""
+    weight, bias, plain = layer.base_layer.weight.detach(), layer.base_layer.bias, layer.forward
+    width, up = len(weight), adapter.b.detach().to(weight.dtype).T
+    if bias is not None:
+        bias = torch.cat([bias, bias.new_zeros(len(adapter.a))])
+    product = _packed_product(torch.cat([weight, adapter.a.detach().to(weight.dtype)]), bias)
+
+    def forward(inputs: Tensor) -> Tensor:
+        if inputs.dtype != weight.dtype or inputs.shape[:-1].numel() > _MAX_ROWS:
+            return plain(inputs)  # type: ignore[no-any-return]
+        both = product(inputs).flatten(0, -2)  # [M, out + r]
+        output = torch.addmm(both[:, :width], both[:, width:], up, alpha=adapter.scaling)
+        return output.view(*inputs.shape[:-1], width)
+
+    return forward
+
+
+def _packed_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    product = torch.ops.mkldnn._linear_pointwise
+    return lambda inputs: product(inputs, packed, bias, "none", [], "")
+
+
+def _packable_adapter(module: nn.Module) -> LoraAdapter | None:
+    adapter = plain_adapter(module)
+    if adapter is None or drops(module) or not _is_packable(module.base_layer):
+        return None
+    return adapter
+
+
+def _is_packable(module: Any) -> bool:
+    if type(module) is not nn.Linear:
+        return False
     weight = module.weight
     supported = weight.dtype == torch.float32 or (
         weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()

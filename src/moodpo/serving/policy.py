@@ -259,7 +259,10 @@ class SteerablePolicy:
             )
             with self._around(), torch.no_grad():
                 scored = completion_logps(
-                    self.model, batch.to(device), linear_head=self._linear_head
+                    self.model,
+                    batch.to(device),
+                    linear_head=self._linear_head,
+                    with_entropies=False,
                 )
             result[some] = scored.logps.float().cpu()
         return result

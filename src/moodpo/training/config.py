@@ -134,6 +134,13 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "Train only that fraction of a step's active pairs, those with the widest utility gap; "
         "where sampling is cheaper than training, sample more and train on the clearest.",
     )
+    tokens_per_pass: int | None = _setting(
+        "loss",
+        None,
+        "Train pairs of several micro-batches in one forward pass, up to so many tokens; the "
+        "gradient is the same. Default: 2048 with activation_checkpointing, which leaves the "
+        "memory for it, and otherwise none.",
+    )
     reference: str = _setting(
         "loss",
         "base",

@@ -25,6 +25,7 @@ RANGES: Mapping[str, tuple[float, float | None]] = {
     "calibration_prompts": (2, None),
     "beta": (1e-8, None),
     "pair_fraction": (1e-3, 1),
+    "tokens_per_pass": (1, None),
     "label_smoothing": (0, 0.4999),
     "log_completions": (0, None),
     "learning_rate": (0, None),
@@ -32,11 +33,11 @@ RANGES: Mapping[str, tuple[float, float | None]] = {
 """Smallest and largest value of each setting; None is unbounded."""
 
 
-def check_ranges(values: Mapping[str, float]) -> None:
+def check_ranges(values: Mapping[str, float | None]) -> None:
     """Refuses the first setting that is out of its range.
 
     Args:
-        values: Any settings by name; those without a range are not looked at.
+        values: Any settings by name; None and those without a range are not looked at.
 
     Raises:
         ConfigError: Naming the setting, its range and what was given. NaN is in no range.
@@ -45,9 +46,9 @@ def check_ranges(values: Mapping[str, float]) -> None:
     if "max_new_tokens" in values:
         ranges["min_new_tokens"] = (0, values["max_new_tokens"])
     for name, (low, high) in ranges.items():
-        if name not in values:
+        value = values.get(name)
+        if value is None:
             continue
-        value = values[name]
         if not low <= value or (high is not None and value > high):
             upper = "" if high is None else f" and at most {high:g}"
             raise ConfigError(f"{name} must be at least {low:g}{upper}; got {value}.")

@@ -8,10 +8,9 @@ number of processes change memory and time, never the gradient.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -47,11 +46,13 @@ from moodpo.manifest import RunManifest, write_json
 from moodpo.records import PairBatch, PromptBatch, RolloutBatch
 from moodpo.rewards import Reward, RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer, NormalizerKind
+from moodpo.training.batching import by_token_budget, spread_over_passes
 from moodpo.training.card import write_model_card
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.metrics import MetricStore, PhaseClock
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
+from moodpo.training.pair_attention import use_pair_attention
 from moodpo.training.reference import make_reference
 from moodpo.training.rollout import PairStatistics, RolloutCollector, build_pairs, derive_seed
 
@@ -61,6 +62,9 @@ logger = logging.getLogger(__name__)
 
 STATE_NAME = "moodpo_state.json"
 REFERENCE_TOKENS = 16_384  # tokens of one no-grad forward pass
+# Tokens of one training pass with activation checkpointing, where one hidden state per token and
+# block is kept: fewer bytes than one pair takes without.
+CHECKPOINTED_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +161,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             optimizers=optimizers,
         )
         self._check_parallelism()
+        use_pair_attention(self.model)  # where it is now: the Trainer has moved it to its device
         self.clock = PhaseClock(self._show_phase)
         panel = self._make_panel(reward_funcs)
         conditioner = conditioner or Conditioner.of(
@@ -418,27 +423,26 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                 shared = model is self.model
                 self._reference_linear_head = self._linear_head if shared else head_is_linear(model)
             linear = self._reference_linear_head
-            for rows in _by_token_budget(pairs, REFERENCE_TOKENS):
-                logps = completion_logps(model, self._tokens(pairs, rows), linear_head=linear).logps
-                result[rows] = logps.view(-1, 2)
+            for rows in by_token_budget(_lengths(pairs), REFERENCE_TOKENS):
+                scored = completion_logps(
+                    model, self._tokens(pairs, rows), linear_head=linear, with_entropies=False
+                )
+                result[rows] = scored.logps.view(-1, 2)
         self.model.train(was_training)
         return result
 
     def _micro_batches(self, pairs: PairBatch, count: int) -> list[dict[str, MicroBatch]]:
-        """Spreads active pairs over as many passes as the Trainer will make, alike in length.
-
-        The last passes are filled first: gradients are synchronized in the last one, so that is
-        the one that must not be empty if any pair is active.
-        """
+        """Spreads active pairs over as many passes as the Trainer will make."""
         total = self._gather(torch.tensor([[float(len(pairs))]])).sum().item()
         # Gradients are averaged over processes, the loss over all their pairs.
         scale = self.args.world_size / max(total, 1.0)
-        by_length = sorted(range(len(pairs)), key=lambda i: _length(pairs, i))
-        bounds = [len(pairs) * i // count for i in range(count + 1)]
-        chunks = [by_length[a:b] for a, b in itertools.pairwise(bounds)]
+        budget = self.args.tokens_per_pass
+        if budget is None and self.args.activation_checkpointing:
+            budget = CHECKPOINTED_TOKENS
+        passes = spread_over_passes(_lengths(pairs), count, budget=budget)
         return [
             {"micro_batch": self._micro_batch(pairs, torch.tensor(rows, dtype=torch.long), scale)}
-            for rows in chunks
+            for rows in passes
         ]
 
     def _micro_batch(self, pairs: PairBatch, rows: Tensor, scale: float) -> MicroBatch:
@@ -481,8 +485,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         metrics.add_values("rewards/accuracies", (implicit[:, 0] > implicit[:, 1]).float())
         # Relabeled completions were sampled under other weights: they say nothing of this policy.
         metrics.add("kl", logratios[own].sum(), logratios[own].numel())
-        entropies = scored.entropies.view(-1, 2)
-        metrics.add("entropy", entropies[own].sum(), lengths[own].sum())
+        assert scored.entropies is not None
+        metrics.add("entropy", scored.entropies.view(-1, 2)[own].sum(), lengths[own].sum())
         return losses.sum() * batch.scale
 
     # ---- Observation ----
@@ -714,20 +718,11 @@ def _zero_loss(model: nn.Module) -> Tensor:
     return torch.stack([p.flatten()[0] * 0.0 for p in trained]).sum()
 
 
-def _by_token_budget(pairs: PairBatch, budget: int) -> Iterable[list[int]]:
-    """Rows in order of length, in groups of at most `budget` padded tokens."""
-    group: list[int] = []
-    for row in sorted(range(len(pairs)), key=lambda i: _length(pairs, i)):
-        if group and _length(pairs, row) * (len(group) + 1) > budget:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
-
-
-def _length(pairs: PairBatch, row: int) -> int:
-    return len(pairs.prompt_ids[row]) + sum(map(len, pairs.completion_ids[row]))
+def _lengths(pairs: PairBatch) -> list[int]:
+    return [
+        len(prompt) + sum(map(len, completions))
+        for prompt, completions in zip(pairs.prompt_ids, pairs.completion_ids, strict=True)
+    ]
 
 
 def _with_deviations(means: Mapping[str, float]) -> dict[str, float]:
