@@ -208,6 +208,19 @@ def lora(args: argparse.Namespace) -> LoraConfig:
     )
 
 
+class ProcessorClock:
+    """Seconds of all processors together: what a method costs on a machine that others use too."""
+
+    def __enter__(self) -> ProcessorClock:
+        """Starts the clock."""
+        self.started = time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops it."""
+        self.seconds = time.process_time() - self.started
+
+
 class StopAfter(TrainerCallback):
     """Ends training that has taken so many seconds."""
 
@@ -238,7 +251,7 @@ def prompting(bench: Bench) -> PromptedPolicy:
 def steerable(bench: Bench, *, method: str, relabel: str) -> SteerablePolicy:
     """The method itself: one policy for all weights."""
     options = bench.options(method, relabel=relabel)
-    started, args = time.perf_counter(), options["args"]
+    args = options["args"]
     K = len(bench.panel)
     draw = Counted(lambda seeds: draw_weights(args.concentration, K, seeds))
     model = add_adapter(bench.base(), options.pop("peft_config"), "default", seed=args.seed)
@@ -250,7 +263,6 @@ def steerable(bench: Bench, *, method: str, relabel: str) -> SteerablePolicy:
     bench.took[method] = {
         "completions": draw.prompts * NUM_COMPLETIONS,
         "steps": trainer.state.global_step,
-        "seconds": time.perf_counter() - started,
     }
     return SteerablePolicy(
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False),
@@ -372,11 +384,13 @@ def against(result: SweepResult, base: SweepResult) -> SweepResult:
 def run(bench: Bench, method: str) -> SweepResult:
     """Trains and asks one method."""
     print(f"{method}: training", flush=True)
-    policy = METHODS[method](bench)
+    with ProcessorClock() as clock:
+        policy = METHODS[method](bench)
     folder = Path(bench.args.output_dir) / method
     if hasattr(policy, "record"):
         policy.save(folder)
-        bench.took[method] = {"completions": 0, "seconds": 0.0, **policy.record.training}
+        bench.took[method] = {"completions": 0, **policy.record.training}
+    bench.took[method]["processor_seconds"] = clock.seconds
     print(f"{method}: {bench.took[method]}; asking", flush=True)
     return evaluate(bench, policy)
 
@@ -385,10 +399,10 @@ def methods_table(comparison: Comparison, took: dict[str, dict[str, Any]]) -> Ta
     """What each method reached, and what it cost."""
     cells = [
         [f"{took[name]['completions']:,}" for name in comparison.names],
-        [f"{took[name]['seconds'] / 60:.1f}" for name in comparison.names],
+        [f"{took[name]['processor_seconds'] / 60:.1f}" for name in comparison.names],
         *(format_intervals([row.get(key) for row in comparison.measures]) for key in MEASURES),
     ]
-    labels = ("completions", "minutes of training", *MEASURES.values())
+    labels = ("completions", "processor minutes", *MEASURES.values())
     return Table(
         title="Methods at equal completions",
         columns=(Column("method", numeric=False), *(Column(label) for label in labels)),
