@@ -1,7 +1,8 @@
 """What flows between the rooms: frozen records with their shapes beside the fields.
 
-Knows nothing of models or files. Shapes: B prompts, 2 completions per prompt, K objectives,
-P training pairs (P = B, or a multiple of B when pairs are relabeled under further weights).
+Knows nothing of models or files. Shapes: B prompts, M weight vectors that each prompt is sampled
+under (1 by default), g completions under each (2 by default), G = M * g completions of a prompt,
+K objectives, N further weight vectors that a prompt's pair is labeled under, P training pairs.
 Token ids are ragged tuples of Python ints: padding is a matter of whoever builds a tensor.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 __all__ = [
@@ -47,15 +49,21 @@ class PromptBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutBatch:
-    """Two scored completions per prompt, under the weights the policy was asked to follow."""
+    """Scored completions, under the weights the policy was asked to follow.
 
-    prompts: Sequence[Prompt]  # B raw prompts: never the weight instruction
-    weights: Tensor  # [B, K] on the simplex
-    prompt_ids: Sequence[TokenIds]  # B conditioned prompts
-    completion_ids: Sequence[tuple[TokenIds, ...]]  # B x 2, end-of-sequence token included
-    completions: Sequence[tuple[str, ...]]  # B x 2 texts, special tokens removed
-    finished: Tensor  # [B, 2] bool: ended by itself rather than at the length limit
-    rewards: Tensor  # [B, 2, K] raw scores, NaN where a scorer gave none
+    One row per prompt and weight vector: the M rows of a prompt stand next to each other, and
+    their completions are candidates for one another's pairs.
+    """
+
+    prompts: Sequence[Prompt]  # B * M raw prompts: never the weight instruction
+    weights: Tensor  # [B * M, K] on the simplex
+    prompt_ids: Sequence[TokenIds]  # B * M conditioned prompts
+    completion_ids: Sequence[tuple[TokenIds, ...]]  # B * M x g, end-of-sequence token included
+    completions: Sequence[tuple[str, ...]]  # B * M x g texts, special tokens removed
+    finished: Tensor  # [B * M, g] bool: ended by itself rather than at the length limit
+    rewards: Tensor  # [B * M, g, K] raw scores, NaN where a scorer gave none
+    weights_per_prompt: int = 1  # M
+    relabel_weights: Tensor | None = None  # [B, N, K] further weights to label each prompt under
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -70,12 +78,23 @@ class PairBatch:
     weights: Tensor  # [P, K] the weights written into each conditioned prompt
     rewards: Tensor  # [P, 2, K] raw scores, chosen first
     utilities: Tensor  # [P, 2] scalarized normalized rewards, chosen first
-    rows: Tensor  # [P] int64: the rollout row each pair came from
+    votes: Tensor  # [P, 2] how much of the label says so, and how much the reverse
+    rows: Tensor  # [P] int64: the prompt each pair came from, 0 .. B - 1
+    candidates: Tensor  # [P, 2] int64: which of the prompt's G completions, chosen first
     relabeled: Tensor  # [P] bool: labeled under other weights than it was sampled under
     ref_logps: Tensor | None = None  # [P, 2] once the reference has been asked
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """The same pairs with their tensors on another device."""
+        moved = {
+            name: value.to(device)
+            for name in ("votes", "rows", "candidates", "relabeled", "ref_logps")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
 
     def select(self, rows: Sequence[int]) -> PairBatch:
         """The pairs at the given rows, in that order."""
@@ -87,7 +106,9 @@ class PairBatch:
             weights=self.weights[chosen],
             rewards=self.rewards[chosen],
             utilities=self.utilities[chosen],
+            votes=self.votes[chosen],
             rows=self.rows[chosen],
+            candidates=self.candidates[chosen],
             relabeled=self.relabeled[chosen],
             ref_logps=None if self.ref_logps is None else self.ref_logps[chosen],
         )

@@ -7,11 +7,14 @@ from hypothesis import given
 
 from moodpo.core.loss import (
     LOSS_TYPES,
+    contrastive_loss,
     dpo_loss,
     hinge_loss,
+    imitation_loss,
     ipo_loss,
     preference_loss,
     robust_loss,
+    voted_loss,
 )
 from moodpo.errors import ConfigError
 
@@ -100,3 +103,58 @@ def test_dpo_depends_on_the_margin_alone(margin, shift):
     policy = torch.tensor([[margin + shift, shift]], dtype=torch.float64)
     expected = softplus(-0.5 * margin)
     assert dpo_loss(policy, reference, beta=0.5).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_voted_loss_by_hand():
+    votes = torch.tensor([[0.7, 0.2]])
+    loss = voted_loss(POLICY, REFERENCE, LENGTHS, votes, loss_type="sigmoid", beta=0.2)
+    assert loss.item() == pytest.approx(0.7 * softplus(-0.3) + 0.2 * softplus(0.3))
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_an_undivided_vote_is_the_loss_itself(loss_type):
+    votes = torch.tensor([[1.0, 0.0]])
+    plain = preference_loss(POLICY, REFERENCE, LENGTHS, loss_type=loss_type, beta=0.2)
+    voted = voted_loss(POLICY, REFERENCE, LENGTHS, votes, loss_type=loss_type, beta=0.2)
+    assert torch.equal(voted, plain)
+    reverse = voted_loss(
+        *(t.flip(-1) for t in (POLICY, REFERENCE, LENGTHS, votes)), loss_type=loss_type, beta=0.2
+    )
+    torch.testing.assert_close(reverse, plain)
+
+
+# One prompt, two completions: A wins under w (log-ratios 1 and -0.5), B under w' (0.25 and -1).
+CONTRAST = {
+    "policy_logps": torch.tensor([[-10.0, -12.5], [-7.75, -9.0], [-3.0, -4.0]]),
+    "ref_logps": torch.tensor([[-11.0, -12.0], [-8.0, -8.0], [-3.0, -5.0]]),
+    "prompts": torch.tensor([0, 0, 1]),
+    "candidates": torch.tensor([[0, 1], [1, 0], [0, 1]]),
+}
+
+
+def test_contrastive_loss_by_hand():
+    # A: 1 under w against -1 under w'; B: 0.25 under w' against -0.5 under w. Prompt 1 is alone.
+    loss = contrastive_loss(**CONTRAST, beta=0.2)
+    assert loss.item() == pytest.approx(softplus(-0.2 * 2.0) + softplus(-0.2 * 0.75))
+
+
+def test_one_weight_vector_has_nothing_to_contrast():
+    alone = {name: value[:1] for name, value in CONTRAST.items()}
+    assert contrastive_loss(**alone, beta=0.2).item() == 0.0
+
+
+def test_imitation_loss_by_hand():
+    assert imitation_loss(POLICY, LENGTHS).tolist() == [5.0]
+
+
+def test_gradients_of_the_further_losses_are_those_of_finite_differences():
+    logps = CONTRAST["policy_logps"].double().requires_grad_()
+    ref_logps, votes = CONTRAST["ref_logps"].double(), torch.tensor([[0.7, 0.2]]).double()
+    fixed = {name: CONTRAST[name] for name in ("prompts", "candidates")}
+    lengths = torch.full_like(ref_logps, 3.0)
+    for loss in (
+        lambda x: contrastive_loss(x, ref_logps, **fixed, beta=0.3),
+        lambda x: imitation_loss(x, lengths),
+        lambda x: voted_loss(x, ref_logps, lengths, votes, loss_type="sigmoid", beta=0.3),
+    ):
+        assert torch.autograd.gradcheck(loss, [logps])

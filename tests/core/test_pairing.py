@@ -2,20 +2,35 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given
 
-from moodpo.core.pairing import gap_threshold, pair_completions
+from moodpo.core.pairing import gap_threshold, objective_votes, pair_completions
 
 NAN, INF = float("nan"), float("inf")
 
 
 def test_pairing_by_hand():
     utilities = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [NAN, 1.0], [5.0, -5.0]])
-    duplicates = torch.tensor([False, False, False, False, True])
-    pairing = pair_completions(utilities, duplicates=duplicates)
+    identities = torch.tensor([[0, 1], [0, 1], [0, 1], [0, 1], [0, 0]])
+    pairing = pair_completions(utilities, identities=identities)
     assert pairing.active.tolist() == [True, True, False, False, False]
     assert pairing.order()[:2].tolist() == [[0, 1], [1, 0]]
     assert pairing.ties.tolist() == [False, False, True, False, False]
     assert pairing.undefined.tolist() == [False, False, False, True, False]
-    assert pairing.duplicates.tolist() == duplicates.tolist()
+    assert pairing.duplicates.tolist() == [False, False, False, False, True]
+
+
+def test_the_best_of_several_meets_the_worst_of_them():
+    utilities = torch.tensor([[1.0, 3.0, -1.0, 3.0], [NAN, 2.0, 1.0, INF], [NAN, NAN, 1.0, INF]])
+    pairing = pair_completions(utilities)
+    assert pairing.order()[:2].tolist() == [[1, 2], [1, 2]]
+    assert pairing.active.tolist() == [True, True, False]
+    assert pairing.undefined.tolist() == [False, False, True]
+
+
+def test_votes_by_hand():
+    # The first objective prefers the first completion, the second the second; the third is tied.
+    rewards = torch.tensor([[[1.0, 0.0, 5.0], [0.0, 2.0, 5.0]], [[NAN, 1.0, 2.0], [0.0, 0.0, 3.0]]])
+    votes = objective_votes(rewards, torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
+    torch.testing.assert_close(votes, torch.tensor([[0.5, 0.3], [0.3, 0.2]]))
 
 
 def test_infinite_utilities_are_undefined_not_winners():
@@ -36,8 +51,8 @@ def test_differences_within_the_tolerance_tie():
 )
 def test_every_pair_has_exactly_one_fate_and_the_chosen_is_never_worse(rows):
     utilities = torch.tensor([[a, b] for a, b, _ in rows])
-    duplicates = torch.tensor([d for *_, d in rows])
-    pairing = pair_completions(utilities, duplicates=duplicates)
+    identities = torch.tensor([[0, 0 if same else 1] for *_, same in rows])
+    pairing = pair_completions(utilities, identities=identities)
     fates = torch.stack([pairing.active, pairing.ties, pairing.duplicates, pairing.undefined])
     assert (fates.sum(0) == 1).all()
     ordered = utilities.gather(1, pairing.order())[pairing.active]

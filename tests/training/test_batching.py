@@ -24,6 +24,11 @@ def test_pairs_share_passes_within_a_budget():
     assert spread_over_passes([5, 2, 9, 3], 4, budget=1) == spread_over_passes([5, 2, 9, 3], 4)
 
 
+def test_pairs_of_a_group_stay_together():
+    assert spread_over_passes([5, 2, 9, 3], 2, groups=[0, 1, 1, 0]) == [[3, 0], [1, 2]]
+    assert spread_over_passes([5, 2, 9, 3], 4, groups=[7] * 4) == [[], [], [], [1, 3, 0, 2]]
+
+
 @given(LENGTHS, st.integers(1, 60))
 def test_groups_hold_every_pair_once_within_the_budget(lengths, budget):
     groups = list(by_token_budget(lengths, budget))
@@ -32,12 +37,17 @@ def test_groups_hold_every_pair_once_within_the_budget(lengths, budget):
         assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
 
 
-@given(LENGTHS, st.integers(1, 6), st.none() | st.integers(1, 400))
-def test_passes_hold_every_pair_once_and_the_last_is_filled_first(lengths, num_passes, budget):
-    passes = spread_over_passes(lengths, num_passes, budget=budget)
+@given(LENGTHS, st.integers(1, 6), st.none() | st.integers(1, 400), st.integers(1, 20))
+def test_passes_hold_every_pair_once_and_the_last_is_filled_first(
+    lengths, num_passes, budget, num_groups
+):
+    groups = [i % num_groups for i in range(len(lengths))]
+    passes = spread_over_passes(lengths, num_passes, groups=groups, budget=budget)
+    owners = [{groups[i] for i in rows} for rows in passes]
+    assert sum(map(len, owners)) == len(set(groups))
     assert len(passes) == num_passes
     assert sorted(i for rows in passes for i in rows) == list(range(len(lengths)))
     assert bool(passes[-1]) == bool(lengths)
     used = [rows for rows in passes if rows]
-    if budget is not None and len(used) < min(num_passes, len(lengths)):
+    if budget is not None and len(used) < min(num_passes, len(set(groups))):
         assert all(len(rows) * max(lengths[i] for i in rows) <= budget for rows in used)

@@ -1,21 +1,19 @@
+from dataclasses import replace
+
 import hypothesis.strategies as st
-import pytest
 import torch
 from hypothesis import given
 
 from moodpo.conditioning import Conditioner
 from moodpo.generation.base import Completion, SamplingConfig
-from moodpo.records import PromptBatch, RolloutBatch
+from moodpo.records import PromptBatch
 from moodpo.rewards import RewardPanel, load_rewards
-from moodpo.rewards.normalize import Normalizer
 from moodpo.training.rollout import (
     RolloutCollector,
-    build_pairs,
     derive_seed,
     draw_weights,
 )
 
-NAN = float("nan")
 NAMES = ("first", "second")
 
 
@@ -74,32 +72,6 @@ def make_batch(indices):
     )
 
 
-def make_rollout(rewards, weights, completion_ids=None):
-    size = len(weights)
-    return RolloutBatch(
-        prompts=[f"p{i}" for i in range(size)],
-        weights=torch.tensor(weights),
-        prompt_ids=[(i,) for i in range(size)],
-        completion_ids=completion_ids or [((10 + i,), (20 + i,)) for i in range(size)],
-        completions=[("a", "b")] * size,
-        finished=torch.ones(size, 2, dtype=torch.bool),
-        rewards=torch.tensor(rewards),
-    )
-
-
-def build(rollout, relabel="none", scalarization="linear"):
-    return build_pairs(
-        rollout,
-        normalizer=Normalizer("none", 2),
-        scalarization=scalarization,
-        relabel=relabel,
-        encode=lambda prompt, weights: (
-            int(prompt[1:]),
-            *(round(w * 100) for w in weights.tolist()),
-        ),
-    )
-
-
 def test_seeds_differ_in_every_part_of_the_key_and_stay_in_range():
     keys = [(0, "train", 1, 2), (1, "train", 1, 2), (0, "eval", 1, 2), (0, "train", 12), (0, "y")]
     seeds = [derive_seed(*key) for key in keys]
@@ -146,56 +118,41 @@ def test_a_rollout_is_the_same_however_the_batch_is_cut(order, cut):
         assert list(piece.completion_ids) == [whole.completion_ids[i] for i in part]
 
 
-def test_pairs_by_hand():
-    # Under (0.9, 0.1) the first objective decides, under (0.1, 0.9) the second; they conflict.
-    rollout = make_rollout([[[1.0, 0.0], [0.0, 1.0]]] * 2, [[0.9, 0.1], [0.1, 0.9]])
-    pairs, statistics = build(rollout)
-    assert pairs.completion_ids == [((10,), (20,)), ((21,), (11,))]
-    assert pairs.prompt_ids == [(0,), (1,)]
-    torch.testing.assert_close(pairs.utilities, torch.tensor([[0.9, 0.1], [0.9, 0.1]]))
-    assert pairs.rewards[1].tolist() == [[0.0, 1.0], [1.0, 0.0]]
-    assert (statistics.active, statistics.labeled, statistics.relabeled) == (2, 2, 0)
-
-
-def test_antithetic_pairs_train_the_same_completions_the_other_way_round():
-    rollout = make_rollout([[[1.0, 0.0], [0.0, 1.0]]], [[0.9, 0.1]])
-    pairs, statistics = build(rollout, relabel="antithetic")
-    assert pairs.completion_ids == [((10,), (20,)), ((20,), (10,))]
-    assert pairs.prompt_ids == [(0,), (0, 10, 90)]  # its own prompt, under the opposite weights
-    assert pairs.relabeled.tolist() == [False, True]
-    torch.testing.assert_close(pairs.weights, torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
-    assert (statistics.labeled, statistics.relabeled, statistics.flipped) == (2, 1, 1)
-
-
-def test_objectives_that_agree_do_not_flip():
-    rollout = make_rollout([[[1.0, 1.0], [0.0, 0.0]]], [[0.9, 0.1]])
-    pairs, statistics = build(rollout, relabel="antithetic")
-    assert pairs.completion_ids == [((10,), (20,))] * 2
-    assert (statistics.relabeled, statistics.flipped) == (1, 0)
-
-
-def test_pairs_without_a_winner_are_counted_and_never_trained():
-    rollout = make_rollout(
-        [
-            [[1.0, 0.0], [0.0, 1.0]],  # a tie at even weights
-            [[NAN, 0.0], [0.0, 1.0]],  # undefined
-            [[1.0, 0.0], [0.0, 0.0]],  # the same tokens
-            [[1.0, 0.0], [0.0, 0.0]],
-        ],
-        [[0.5, 0.5]] * 4,
-        [((1,), (2,)), ((3,), (4,)), ((5,), (5,)), ((6,), (7,))],
+def test_a_prompt_has_a_sequence_of_weights_and_their_opposites():
+    base = make_collector().collect(make_batch([4]), key=(0, "train", 0))
+    collector = replace(
+        make_collector(),
+        num_completions=1,
+        weights_per_prompt=3,
+        relabel="antithetic",
+        num_relabels=2,
     )
-    pairs, statistics = build(rollout)
-    assert pairs.rows.tolist() == [3]
-    counts = (statistics.active, statistics.ties, statistics.undefined, statistics.duplicates)
-    assert counts == (1, 1, 1, 1)
+    rollout = collector.collect(make_batch([4]), key=(0, "train", 0))
+    first, opposite, second = rollout.weights
+    assert torch.equal(first, base.weights[0])
+    torch.testing.assert_close(opposite, 1 - first)
+    torch.testing.assert_close(rollout.relabel_weights[0, 0], 1 - second)
+    assert not torch.allclose(second, first)
+    assert rollout.relabel_weights.shape == (1, 2, 2)
+    assert rollout.rewards.shape == (3, 1, 2)
+    # Completions of a prompt's rows have seeds of their own.
+    assert len({c for row in rollout.completions for c in row}) == 3
+    assert rollout.completions[0][0] == base.completions[0][0]
 
 
-@pytest.mark.parametrize("relabel", ["none", "antithetic"])
-def test_a_batch_without_any_winner_gives_an_empty_batch(relabel):
-    rollout = make_rollout([[[0.0, 0.0], [0.0, 0.0]]] * 2, [[0.5, 0.5]] * 2)
-    pairs, statistics = build(rollout, relabel=relabel)
-    assert len(pairs) == 0
-    assert pairs.utilities.shape == (0, 2)
-    assert pairs.rewards.shape == (0, 2, 2)
-    assert statistics.active == 0
+def test_fresh_relabeling_draws_anew():
+    collector = replace(make_collector(), relabel="fresh", num_relabels=3)
+    rollout = collector.collect(make_batch([0, 1]), key=(0, "train", 0))
+    drawn = torch.cat([rollout.weights[:, None], rollout.relabel_weights], dim=1)  # [2, 4, 2]
+    assert len(set(drawn.flatten(0, 1)[:, 0].tolist())) == 8
+    alone = collector.collect(make_batch([1]), key=(0, "train", 0))
+    assert torch.equal(alone.relabel_weights[0], rollout.relabel_weights[1])
+
+
+def test_columns_follow_every_completion_of_their_prompt():
+    seen = []
+    collector = replace(make_collector(seen), num_completions=2, weights_per_prompt=2)
+    collector.collect(make_batch([0, 1]), key=(0, "train", 0))
+    prompts, _, columns = seen[0]
+    assert prompts == ["prompt 0"] * 4 + ["prompt 1"] * 4
+    assert columns["topic"] == ["topic 0"] * 4 + ["topic 1"] * 4

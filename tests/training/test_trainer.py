@@ -105,6 +105,86 @@ def test_accumulation_changes_nothing_but_memory(tmp_path, lora):
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_generations": 4, "weights_per_prompt": 2, "relabel": "fresh", "num_relabels": 2},
+        {"num_generations": 3, "relabel": "antithetic", "num_relabels": 3},
+        {"contrastive_coefficient": 0.5},
+        {"pairing": "per_objective"},
+        {"warmup_steps_sft": 1},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_accumulation_changes_nothing_whatever_the_pairs(tmp_path, settings):
+    results = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            tmp_path / f"{size}",
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            **settings,
+        )
+        trainer.train()
+        results.append((parameters(trainer), logged(trainer, "loss")))
+    assert_same(results[1][0], results[0][0], atol=1e-5, rtol=1e-5)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-4)
+    plain = make_trainer(
+        tmp_path / "plain", per_device_train_batch_size=8, gradient_accumulation_steps=1
+    )
+    plain.train()
+    assert logged(plain, "loss") != pytest.approx(results[0][1], rel=1e-4)
+
+
+def test_without_its_terms_the_loss_is_that_of_the_published_method(tmp_path):
+    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    plain = make_trainer(tmp_path / "plain", **settings)
+    plain.train()
+    off = {"contrastive_coefficient": 0.0, "relabel_min_importance": 1e-6, "warmup_steps_sft": 0}
+    same = make_trainer(tmp_path / "same", **settings, **off)
+    same.train()
+    assert_same(parameters(same), parameters(plain), atol=0, rtol=0)
+    assert logged(same, "relabel/kept") == [1.0, 1.0]
+
+
+def test_unlikely_relabeled_pairs_are_dropped(tmp_path):
+    trainer = make_trainer(tmp_path, relabel_min_importance=1.0)
+    trainer.train()
+    kept = logged(trainer, "relabel/kept")
+    # No completion is likelier under both than under its own weights: about a quarter are.
+    assert all(0 <= share < 1 for share in kept)
+    assert all(math.isfinite(value) for value in logged(trainer, "loss"))
+
+
+def test_the_warmup_imitates_winners(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        warmup_steps_sft=1,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
+    )
+    trainer.train()
+    imitation, preference = logged(trainer, "loss")
+    # Per token of a policy that knows nothing yet: the log of its vocabulary.
+    assert imitation == pytest.approx(math.log(trainer.model.config.vocab_size), rel=0.2)
+    assert preference == pytest.approx(math.log(2), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_generations": 3, "weights_per_prompt": 2}, "multiple of weights_per_prompt"),
+        ({"num_generations": 4, "pairing": "per_objective"}, "compares two completions"),
+        ({"contrastive_coefficient": 1.0, "relabel": "none"}, "there is one"),
+        ({"relabel_min_importance": 0.5, "weights_per_prompt": 2}, "sampled under"),
+        ({"num_generations": 1}, "num_generations must be at least 2"),
+    ],
+)
+def test_settings_of_pairs_that_do_not_fit_are_refused(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
     ("settings", "passes"),
     [({"tokens_per_pass": 10_000}, 1), ({"activation_checkpointing": True}, 1), ({}, 8)],
 )
@@ -119,9 +199,9 @@ def test_micro_batches_share_a_pass_where_memory_allows(tmp_path, monkeypatch, s
         tokens_per_pass=1,
     )
     alone.train()
-    counted, original = [], module.preference_loss
+    counted, original = [], module.voted_loss
     monkeypatch.setattr(
-        module, "preference_loss", lambda *a, **k: counted.append(1) or original(*a, **k)
+        module, "voted_loss", lambda *a, **k: counted.append(1) or original(*a, **k)
     )
     together = make_trainer(
         tmp_path / "together",

@@ -7,7 +7,7 @@ log-ratios, `h = log π(y_c)/π_ref(y_c) - log π(y_r)/π_ref(y_r)`.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,11 +17,14 @@ from moodpo.errors import ConfigError
 __all__ = [
     "LOSS_TYPES",
     "LossType",
+    "contrastive_loss",
     "dpo_loss",
     "hinge_loss",
+    "imitation_loss",
     "ipo_loss",
     "preference_loss",
     "robust_loss",
+    "voted_loss",
 ]
 
 LossType = Literal["sigmoid", "ipo", "hinge", "robust"]
@@ -150,6 +153,75 @@ def preference_loss(
     if loss_type == "hinge":
         return hinge_loss(policy_logps, ref_logps, beta=beta)
     raise ConfigError(f"Unknown loss_type {loss_type!r}. Choose one of {LOSS_TYPES}.")
+
+
+def voted_loss(
+    policy_logps: Tensor, ref_logps: Tensor, lengths: Tensor, votes: Tensor, **settings: Any
+) -> Tensor:
+    """A preference loss under a divided vote: `p L(y_c ≻ y_r) + q L(y_r ≻ y_c)`.
+
+    With votes (1, 0) it is the loss itself.
+
+    Args:
+        policy_logps: `[B, 2]` in nats, chosen first.
+        ref_logps: `[B, 2]` of the reference.
+        lengths: `[B, 2]` completion tokens.
+        votes: `[B, 2]`, p and q, at least 0.
+        **settings: Of `preference_loss`.
+
+    Returns:
+        Losses `[B]`.
+    """
+    losses = votes[:, 0] * preference_loss(policy_logps, ref_logps, lengths, **settings)
+    if not bool(votes[:, 1].any()):
+        return losses
+    flipped = (values.flip(-1) for values in (policy_logps, ref_logps, lengths))
+    return losses + votes[:, 1] * preference_loss(*flipped, **settings)
+
+
+def contrastive_loss(
+    policy_logps: Tensor,  # [P, 2] chosen, rejected
+    ref_logps: Tensor,  # [P, 2]
+    *,
+    prompts: Tensor,  # [P]
+    candidates: Tensor,  # [P, 2]
+    beta: float,
+) -> Tensor:
+    """What tells weights apart: a completion is to be likelier where it wins than where it loses.
+
+    For every completion y that is chosen under weights w and rejected under weights w' of the same
+    prompt, `-log σ(β [log π(y|w)/π_ref(y|w) - log π(y|w')/π_ref(y|w')])`: noise-contrastive
+    estimation with one negative, a lower bound of the information that y carries about the weights
+    (van den Oord et al. 2018, Eq. 5), on DPO's implicit rewards. DPO compares two completions under
+    one vector; this compares one completion under two. In the spirit of MI-EPO (arXiv 2607.01392).
+
+    Args:
+        policy_logps: `[P, 2]` in nats, summed over completion tokens.
+        ref_logps: `[P, 2]` of the reference.
+        prompts: `[P]` int64: pairs of one prompt have the same number.
+        candidates: `[P, 2]` int64: which of the prompt's completions are chosen and rejected.
+        beta: As in `dpo_loss`, per nat.
+
+    Returns:
+        The sum over all such completions, a scalar; 0 where there is none.
+    """
+    logratios = policy_logps - ref_logps  # [P, 2]
+    same = prompts[:, None] == prompts[None, :]
+    wins, loses = (same & (candidates[:, :1] == candidates[None, :, 1])).nonzero(as_tuple=True)
+    return -F.logsigmoid(beta * (logratios[wins, 0] - logratios[loses, 1])).sum()
+
+
+def imitation_loss(policy_logps: Tensor, lengths: Tensor) -> Tensor:
+    """Mean negative log-probability of the chosen completion's tokens: supervised fine-tuning.
+
+    Args:
+        policy_logps: `[B, 2]` in nats, chosen first, summed over completion tokens.
+        lengths: `[B, 2]` completion tokens; at least 1 each.
+
+    Returns:
+        Losses `[B]` in nats per token.
+    """
+    return -policy_logps[:, 0] / lengths[:, 0]
 
 
 def _margins(policy_logps: Tensor, ref_logps: Tensor) -> Tensor:

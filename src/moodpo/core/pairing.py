@@ -1,6 +1,6 @@
 """Pairing: utilities → chosen / rejected. Knows nothing of text or models.
 
-Shapes: B prompts, 2 completions.
+Shapes: B prompts, G completions of each (2 by default), K objectives.
 """
 
 from __future__ import annotations
@@ -10,53 +10,83 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Pairing", "gap_threshold", "pair_completions"]
+__all__ = ["Pairing", "gap_threshold", "objective_votes", "pair_completions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
-    """Which completion of each prompt is chosen, and which prompts teach nothing, and why."""
+    """Which completions of each prompt make its pair, which prompts teach nothing, and why."""
 
-    chosen: Tensor  # [B] int64: index of the chosen completion, 0 or 1
+    chosen: Tensor  # [B] int64: index of the best completion
+    rejected: Tensor  # [B] int64: index of the worst
     active: Tensor  # [B] bool: trains
     ties: Tensor  # [B] bool: equal utilities
     duplicates: Tensor  # [B] bool: both completions are the same tokens
-    undefined: Tensor  # [B] bool: a utility is NaN or infinite
+    undefined: Tensor  # [B] bool: fewer than two utilities are finite
 
     def order(self) -> Tensor:
         """Completion indices `[B, 2]`, chosen first."""
-        return torch.stack([self.chosen, 1 - self.chosen], dim=-1)
+        return torch.stack([self.chosen, self.rejected], dim=-1)
 
 
 def pair_completions(
-    utilities: Tensor, *, duplicates: Tensor | None = None, tolerance: float = 0.0
+    utilities: Tensor, *, identities: Tensor | None = None, tolerance: float = 0.0
 ) -> Pairing:
-    """Chooses the completion of higher utility; a pair without a clear winner is inactive.
+    """Pairs the best completion with the worst; a pair without a clear winner is inactive.
 
     Training a tie would teach an arbitrary order: with two identical completions the DPO
     gradient is exactly zero but the pair still weighs in the average, and with equal utilities
-    of different texts it is noise.
+    of different texts it is noise. Completions whose utility is not finite are no candidates.
 
     Args:
-        utilities: `[B, 2]`.
-        duplicates: `[B]` bool, prompts whose two completions are the same tokens.
+        utilities: `[B, G]`, G at least 2.
+        identities: `[B, G]` int64; completions of a prompt with the same tokens have the same
+            number. Without it all are taken for different.
         tolerance: Utilities at most this far apart tie, in utility units.
 
     Returns:
         The pairing. The reasons are exclusive, counted in the order duplicate, undefined, tie.
     """
-    if duplicates is None:
-        duplicates = torch.zeros(utilities.shape[0], dtype=torch.bool, device=utilities.device)
-    undefined = ~utilities.isfinite().all(dim=-1) & ~duplicates  # [B]
-    difference = utilities[:, 0] - utilities[:, 1]  # [B]
-    ties = (difference.abs() <= tolerance) & ~duplicates & ~undefined
+    defined = utilities.isfinite()  # [B, G]
+    best = utilities.masked_fill(~defined, -torch.inf)
+    worst = utilities.masked_fill(~defined, torch.inf)
+    chosen = best.argmax(dim=-1)  # [B]; the first among equals
+    # Among equals the last, so that two completions of one utility are still two.
+    last = utilities.shape[1] - 1
+    rejected = last - worst.flip(-1).argmin(dim=-1)
+    if identities is None:
+        duplicates = torch.zeros_like(chosen, dtype=torch.bool)
+    else:
+        duplicates = (identities == identities[:, :1]).all(dim=-1)
+    undefined = (defined.sum(dim=-1) < 2) & ~duplicates
+    gaps = (best.amax(dim=-1) - worst.amin(dim=-1)).where(~undefined, torch.nan)
+    ties = (gaps <= tolerance) & ~duplicates & ~undefined
     return Pairing(
-        chosen=(difference < 0).long(),
+        chosen=chosen,
+        rejected=rejected,
         active=~(duplicates | undefined | ties),
         ties=ties,
         duplicates=duplicates,
         undefined=undefined,
     )
+
+
+def objective_votes(rewards: Tensor, weights: Tensor) -> Tensor:
+    """How much of the weight prefers each of two completions, objective by objective.
+
+    The label of per-objective pairing: the loss `Σ_k w_k L(chosen_k, rejected_k)` (MI-EPO,
+    arXiv 2607.01392, reads MO-ODPO's Eq. 5 so) is `p L(1 ≻ 2) + q L(2 ≻ 1)` with these votes.
+
+    Args:
+        rewards: `[B, 2, K]`; NaN and ties vote for nobody.
+        weights: `[B, K]` on the simplex.
+
+    Returns:
+        Votes `[B, 2]`: p for the first completion, q for the second.
+    """
+    first, second = rewards.unbind(dim=1)  # [B, K]
+    ayes, noes = (first > second).to(weights.dtype), (second > first).to(weights.dtype)
+    return torch.stack([(weights * ayes).sum(-1), (weights * noes).sum(-1)], dim=-1)
 
 
 def gap_threshold(gaps: Tensor, fraction: float) -> float:

@@ -17,9 +17,10 @@ from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
 from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
 
-__all__ = ["NORMALIZATIONS", "RELABELINGS", "MOODPOConfig"]
+__all__ = ["NORMALIZATIONS", "PAIRINGS", "RELABELINGS", "MOODPOConfig"]
 
-RELABELINGS = ("none", "antithetic")
+RELABELINGS = ("none", "antithetic", "fresh")
+PAIRINGS = ("scalarize", "per_objective")
 NORMALIZATIONS = ("none", "running", "calibrate")
 
 
@@ -68,6 +69,19 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     top_k: int = _setting("rollout", 0, "Sample among the k likeliest tokens; 0 is off.")
     generation_batch_size: int = _setting(
         "rollout", 64, "Sequences that are sampled at once, on each device."
+    )
+
+    num_generations: int = _setting(
+        "rollout",
+        2,
+        "Completions of each prompt in all; each weight vector trains the best against the worst "
+        "of them.",
+    )
+    weights_per_prompt: int = _setting(
+        "rollout",
+        1,
+        "Weight vectors that each prompt is sampled under, drawn with their opposites; a divisor "
+        "of num_generations.",
     )
 
     # Weights and conditioning
@@ -124,9 +138,38 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     relabel: str = _setting(
         "loss",
         "antithetic",
-        "Train each scored pair also under the opposite weights, with its own winner there: none "
-        "or antithetic.",
+        "Train each prompt's completions also under weights they were not sampled under, with "
+        "their own winner there: none, antithetic (the opposite weights), or fresh (further "
+        "draws).",
         choices=list(RELABELINGS),
+    )
+    num_relabels: int = _setting(
+        "loss", 1, "How many further weight vectors relabel each prompt's completions."
+    )
+    relabel_min_importance: float = _setting(
+        "loss",
+        0.0,
+        "Drop relabeled pairs whose completions are less likely under the new weights than under "
+        "their own by more than this factor per token (geometric mean); 0 keeps all and costs "
+        "nothing.",
+    )
+    pairing: str = _setting(
+        "loss",
+        "scalarize",
+        "What decides a pair: scalarize (the weighted utility), or per_objective (each objective "
+        "votes for its own winner with its weight; two completions only).",
+        choices=list(PAIRINGS),
+    )
+    contrastive_coefficient: float = _setting(
+        "loss",
+        0.0,
+        "Weight of the term that makes a completion likelier under the weights it wins than under "
+        "those it loses; 0 is off.",
+    )
+    warmup_steps_sft: int = _setting(
+        "loss",
+        0,
+        "Start with so many steps of supervised fine-tuning on each labeling's winner.",
     )
     pair_fraction: float = _setting(
         "loss",
@@ -164,6 +207,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         self.concentration = [float(given)] if isinstance(given, (int, float)) else given
         self._check_ranges()
         self._check_choices()
+        self._check_pairs()
         super().__post_init__()
 
     def _check_ranges(self) -> None:
@@ -172,6 +216,30 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(
                 f"concentration must be positive, got {self.concentration}. Pass one value or one "
                 "per objective; 1 is uniform over the simplex."
+            )
+
+    def _check_pairs(self) -> None:
+        if self.num_generations % self.weights_per_prompt:
+            raise ConfigError(
+                f"num_generations must be a multiple of weights_per_prompt; got "
+                f"{self.num_generations} and {self.weights_per_prompt}."
+            )
+        if self.pairing == "per_objective" and self.num_generations != 2:
+            raise ConfigError(
+                "pairing=per_objective compares two completions; got "
+                f"num_generations={self.num_generations}. Use 2, or pairing=scalarize."
+            )
+        if self.relabel_min_importance and self.weights_per_prompt > 1:
+            raise ConfigError(
+                "relabel_min_importance compares new weights with the one vector that a prompt was "
+                f"sampled under; got weights_per_prompt={self.weights_per_prompt}. Use 1, or 0 "
+                "importance."
+            )
+        labelings = self.weights_per_prompt + (self.relabel != "none") * self.num_relabels
+        if self.contrastive_coefficient and labelings < 2:
+            raise ConfigError(
+                "contrastive_coefficient compares a prompt's weight vectors, and there is one. "
+                "Use relabel=antithetic, or weights_per_prompt=2."
             )
 
     def _check_choices(self) -> None:

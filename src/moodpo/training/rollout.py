@@ -1,8 +1,9 @@
-"""Rollout: prompts → weights → completions → rewards → pairs. No Trainer in it.
+"""Rollout: prompts → weights → completions → rewards. No Trainer in it.
 
 Everything random is keyed by (seed, step, position in the global batch), so that neither the
 number of processes, nor accumulation, nor an interruption changes what is sampled.
-Shapes: B prompts, 2 completions, K objectives, P training pairs.
+Shapes: B prompts, M weight vectors each is sampled under, g completions under each, N further
+weight vectors for labeling, K objectives. By default M = 1, g = 2, N = 1.
 """
 
 from __future__ import annotations
@@ -17,20 +18,17 @@ import torch
 from torch import Tensor
 
 from moodpo.conditioning import Conditioner
-from moodpo.core.pairing import Pairing, pair_completions
-from moodpo.core.scalarization import Scalarization, scalarize
 from moodpo.core.simplex import antithetic_weights, sample_dirichlet
 from moodpo.generation.base import Generator, SamplingConfig
-from moodpo.records import PairBatch, Prompt, PromptBatch, RolloutBatch, TokenIds
-from moodpo.rewards.normalize import Normalizer
+from moodpo.records import Prompt, PromptBatch, RolloutBatch, TokenIds
 from moodpo.rewards.panel import RewardPanel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PairStatistics", "RolloutCollector", "build_pairs", "derive_seed", "draw_weights"]
+__all__ = ["NUM_COMPLETIONS", "RolloutCollector", "derive_seed", "draw_weights"]
 
-NUM_COMPLETIONS = 2
+NUM_COMPLETIONS = 2  # g by default
 Phase = Callable[[str], AbstractContextManager[None]]
 
 
@@ -70,6 +68,10 @@ def draw_weights(
 class RolloutCollector:
     """Samples and scores one optimizer step's completions.
 
+    Every prompt has a sequence of weight vectors: a draw, its opposite, another draw, its opposite,
+    and so on. The first M are sampled under; `antithetic` relabeling goes on with the next N, and
+    `fresh` relabeling with N draws.
+
     Attributes:
         conditioner: Writes weights into prompts.
         tokenizer: The policy's.
@@ -78,6 +80,10 @@ class RolloutCollector:
         sampling: Lengths and temperature.
         concentration: Of the Dirichlet, one value or K.
         draw: Draws weights `[B, K]` from B seeds, in place of the Dirichlet.
+        num_completions: g, completions under each weight vector.
+        weights_per_prompt: M, weight vectors that each prompt is sampled under.
+        relabel: `none`, `antithetic` or `fresh`.
+        num_relabels: N, further weight vectors to label each prompt under.
         phase: Called with `generate` or `score`; times and shows the phase.
     """
 
@@ -88,6 +94,10 @@ class RolloutCollector:
     sampling: SamplingConfig
     concentration: Sequence[float]
     draw: Callable[[Sequence[int]], Tensor] | None = None
+    num_completions: int = NUM_COMPLETIONS
+    weights_per_prompt: int = 1
+    relabel: str = "none"
+    num_relabels: int = 1
     phase: Phase = lambda _: nullcontext()
 
     def encode(self, prompt: Prompt, weights: Tensor) -> TokenIds:
@@ -95,7 +105,7 @@ class RolloutCollector:
         return self.conditioner.encode(self.tokenizer, prompt, weights.tolist())
 
     def collect(self, batch: PromptBatch, *, key: tuple[int | str, ...]) -> RolloutBatch:
-        """Two scored completions per prompt.
+        """Scored completions of every prompt.
 
         Args:
             batch: B raw prompts; `indices` place them in the global batch.
@@ -104,136 +114,71 @@ class RolloutCollector:
         Returns:
             The rollout, rewards raw.
         """
-        weights = self._draw([derive_seed(*key, "w", i) for i in batch.indices])  # [B, K]
-        prompt_ids = [self.encode(p, w) for p, w in zip(batch.prompts, weights, strict=True)]
+        M = self.weights_per_prompt
+        sampled, further = self._weights(batch.indices, key)  # [B, M, K], [B, N, K] or None
+        weights, prompts = sampled.flatten(0, 1), [p for p in batch.prompts for _ in range(M)]
+        prompt_ids = [self.encode(p, w) for p, w in zip(prompts, weights, strict=True)]
         with self.phase("generate"):
-            sampled = self.generator.generate(
+            completions = self.generator.generate(
                 prompt_ids,
                 sampling=self.sampling,
-                num_completions=NUM_COMPLETIONS,
-                seeds=[derive_seed(*key, "y", i) for i in batch.indices],
+                num_completions=self.num_completions,
+                seeds=[derive_seed(*key, "y", *at) for at in self._positions(batch.indices, M)],
             )
         texts = [
-            tuple(self.tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in pair)
-            for pair in sampled
+            tuple(self.tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in row)
+            for row in completions
         ]
         with self.phase("score"):
             rewards = self.score(batch, texts)
         return RolloutBatch(
-            prompts=batch.prompts,
+            prompts=prompts,
             weights=weights,
             prompt_ids=prompt_ids,
-            completion_ids=[tuple(c.token_ids for c in pair) for pair in sampled],
+            completion_ids=[tuple(c.token_ids for c in row) for row in completions],
             completions=texts,
-            finished=torch.tensor([[c.finished for c in pair] for pair in sampled]),
+            finished=torch.tensor([[c.finished for c in row] for row in completions]),
             rewards=rewards,
+            weights_per_prompt=M,
+            relabel_weights=further,
         )
 
-    def _draw(self, seeds: Sequence[int]) -> Tensor:
+    def score(self, batch: PromptBatch, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Raw rewards `[B * M, g, K]` of interleaved completions, one pass per reward."""
+        repeat = range(self.weights_per_prompt * self.num_completions)
+        flat = self.panel.score(
+            [prompt for prompt in batch.prompts for _ in repeat],
+            [text for row in texts for text in row],
+            {name: [v for v in values for _ in repeat] for name, values in batch.columns.items()},
+        )  # [B * M * g, K]
+        return flat.view(len(texts), self.num_completions, -1)
+
+    def _weights(
+        self, indices: Sequence[int], key: tuple[int | str, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The weights to sample under `[B, M, K]`, and further ones to label under `[B, N, K]`."""
+        M, N = self.weights_per_prompt, self.num_relabels
+        N = 0 if self.relabel == "none" else N
+        wanted = M if self.relabel == "fresh" else M + N
+        sequence: list[Tensor] = []
+        for number in range(wanted):
+            if number % 2:
+                sequence.append(antithetic_weights(sequence[-1]))
+            else:
+                sequence.append(self._drawn(indices, key, number))
+        if self.relabel == "fresh":
+            sequence += [self._drawn(indices, key, M + number) for number in range(N)]
+        stacked = torch.stack(sequence, dim=1)  # [B, M + N, K]
+        return stacked[:, :M], stacked[:, M:] if N else None
+
+    def _drawn(self, indices: Sequence[int], key: tuple[int | str, ...], number: int) -> Tensor:
+        """One draw `[B, K]` per prompt, the `number`-th of its sequence."""
+        further = (number,) if number else ()
+        seeds = [derive_seed(*key, "w", i, *further) for i in indices]
         if self.draw is not None:
             return self.draw(seeds)
         return draw_weights(self.concentration, len(self.conditioner.objectives), seeds)
 
-    def score(self, batch: PromptBatch, texts: Sequence[Sequence[str]]) -> Tensor:
-        """Raw rewards `[B, 2, K]` of interleaved completions, one pass per reward."""
-        repeat = range(NUM_COMPLETIONS)
-        flat = self.panel.score(
-            [prompt for prompt in batch.prompts for _ in repeat],
-            [text for pair in texts for text in pair],
-            {name: [v for v in values for _ in repeat] for name, values in batch.columns.items()},
-        )  # [B * 2, K]
-        return flat.view(len(batch), NUM_COMPLETIONS, -1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairStatistics:
-    """What became of B prompts' pairs, as counts over the P = B or 2B labeled pairs."""
-
-    labeled: int
-    active: int
-    ties: int
-    duplicates: int
-    undefined: int
-    relabeled: int  # pairs active under both their own and the opposite weights
-    flipped: int  # of those, how many have another winner under the opposite weights
-
-
-def build_pairs(
-    rollout: RolloutBatch,
-    *,
-    normalizer: Normalizer,
-    scalarization: Scalarization,
-    relabel: str,
-    encode: Callable[[Prompt, Tensor], TokenIds],
-) -> tuple[PairBatch, PairStatistics]:
-    """Labels each prompt's two completions; with relabeling, also under the opposite weights.
-
-    The K rewards of a pair are known whatever the weights, so the same two completions teach
-    under any others too: where objectives conflict on the pair, the winner flips, the weight-blind
-    part of the two gradients cancels, and what depends on the weights remains. (Ours.)
-
-    Args:
-        rollout: B prompts with raw rewards.
-        normalizer: Puts objectives on one scale.
-        scalarization: `linear` or `chebyshev`.
-        relabel: `none` or `antithetic`.
-        encode: Conditions a raw prompt on weights `[K]`, for relabeled prompts.
-
-    Returns:
-        The active pairs, and counts of all.
-    """
-    rewards = normalizer.normalize(rollout.rewards)  # [B, 2, K]
-    duplicates = torch.tensor([first == second for first, second in rollout.completion_ids])
-    labelings = [rollout.weights]
-    if relabel == "antithetic":
-        labelings.append(antithetic_weights(rollout.weights))
-    pairings, utilities = [], []
-    for weights in labelings:
-        utility = scalarize(rewards, weights, scalarization)  # [B, 2]
-        utilities.append(utility)
-        pairings.append(pair_completions(utility, duplicates=duplicates))
-    prompt_ids: list[TokenIds] = []
-    completion_ids, rows, orders = [], [], []
-    for labeling, pairing in enumerate(pairings):
-        for row in pairing.active.nonzero().flatten().tolist():
-            weights = labelings[labeling][row]
-            prompt_ids.append(
-                encode(rollout.prompts[row], weights) if labeling else rollout.prompt_ids[row]
-            )
-            first, second = order = pairing.order()[row].tolist()
-            pair = rollout.completion_ids[row]
-            completion_ids.append((pair[first], pair[second]))
-            rows.append(row)
-            orders.append((labeling, row, order))
-    batch = PairBatch(
-        prompt_ids=prompt_ids,
-        completion_ids=completion_ids,
-        weights=_stack([labelings[n][r] for n, r, _ in orders], rollout.weights[:0]),
-        rewards=_stack([rollout.rewards[r][o] for _, r, o in orders], rollout.rewards[:0]),
-        utilities=_stack([utilities[n][r][o] for n, r, o in orders], utilities[0][:0]),
-        rows=torch.tensor(rows, dtype=torch.long),
-        relabeled=torch.tensor([n > 0 for n, _, _ in orders], dtype=torch.bool),
-    )
-    return batch, _statistics(pairings)
-
-
-def _stack(rows: Sequence[Tensor], empty: Tensor) -> Tensor:
-    return torch.stack(list(rows)) if rows else empty
-
-
-def _statistics(pairings: Sequence[Pairing]) -> PairStatistics:
-    def count(name: str) -> int:
-        return sum(int(getattr(p, name).sum()) for p in pairings)
-
-    both = torch.stack([p.active for p in pairings]).all(dim=0)
-    flips = (pairings[0].chosen != pairings[-1].chosen) & both
-    relabeled = len(pairings) > 1
-    return PairStatistics(
-        labeled=sum(len(p.active) for p in pairings),
-        active=count("active"),
-        ties=count("ties"),
-        duplicates=count("duplicates"),
-        undefined=count("undefined"),
-        relabeled=int(both.sum()) if relabeled else 0,
-        flipped=int(flips.sum()) if relabeled else 0,
-    )
+    def _positions(self, indices: Sequence[int], rows: int) -> list[tuple[int, ...]]:
+        """What keys the randomness of each row: its prompt's place, and its own among M."""
+        return [(i, m) if m else (i,) for i in indices for m in range(rows)]

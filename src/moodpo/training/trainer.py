@@ -29,13 +29,15 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from moodpo.conditioning import Conditioner
+from moodpo.core.importance import log_importance, matched_log_importance
 from moodpo.core.logps import (
+    CompletionLogps,
     TokenBatch,
     collate_pairs,
     completion_logps,
     head_is_linear,
 )
-from moodpo.core.loss import preference_loss
+from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
 from moodpo.core.pairing import gap_threshold, pair_completions
 from moodpo.core.scalarization import scalarize
 from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
@@ -53,8 +55,9 @@ from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.metrics import MetricStore, PhaseClock
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
 from moodpo.training.pair_attention import use_pair_attention
+from moodpo.training.pairs import PairStatistics, build_pairs, identities
 from moodpo.training.reference import make_reference
-from moodpo.training.rollout import PairStatistics, RolloutCollector, build_pairs, derive_seed
+from moodpo.training.rollout import RolloutCollector, derive_seed
 
 __all__ = ["MOODPOTrainer"]
 
@@ -72,8 +75,7 @@ class MicroBatch:
     """What one forward and backward pass needs."""
 
     tokens: TokenBatch | None  # None when the optimizer step has fewer active pairs than passes
-    ref_logps: Tensor  # [P, 2]
-    own: Tensor  # [P] bool: completions were sampled under these very weights
+    pairs: PairBatch
     scale: float  # 1 / active pairs of the whole optimizer step, over all processes
 
 
@@ -186,6 +188,10 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             sampling=sampling_config(args),
             concentration=args.concentration,
             draw=weight_sampler,
+            num_completions=args.num_generations // args.weights_per_prompt,
+            weights_per_prompt=args.weights_per_prompt,
+            relabel=args.relabel,
+            num_relabels=args.num_relabels,
             phase=self.clock,
         )
         self._linear_head = head_is_linear(self.model)
@@ -252,6 +258,12 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "label_smoothing",
                         "concentration",
                         "relabel",
+                        "num_relabels",
+                        "num_generations",
+                        "weights_per_prompt",
+                        "pairing",
+                        "contrastive_coefficient",
+                        "warmup_steps_sft",
                         "pair_fraction",
                         "learning_rate",
                         "per_device_train_batch_size",
@@ -299,7 +311,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         if batch.tokens is None:
             loss = _zero_loss(model)
         else:
-            loss = self._preference_loss(model, batch, "train")
+            loss = self._loss(model, batch, "train")
             if not bool(loss.isfinite()):
                 raise DivergenceError(
                     f"The loss is {loss.item()} at step {self.state.global_step}. The weights are "
@@ -327,13 +339,13 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             columns=inputs["columns"],
         )
         rollout = self._collect(prompts, (self.args.seed, "eval"))
-        pairs, statistics = self._pair(rollout)
+        pairs, statistics = self._pair(rollout, "eval")
         self._record_rollout("eval", rollout, pairs, statistics)
         if not len(pairs):
             return torch.tensor(float("nan"), device=self.args.device), None, None
-        batch = self._micro_batch(pairs, torch.arange(len(pairs)), 1 / len(pairs))
+        batch = self._micro_batch(pairs, range(len(pairs)), 1 / len(pairs))
         with self.compute_loss_context_manager():
-            loss = self._preference_loss(model, batch, "eval")
+            loss = self._loss(model, batch, "eval")
         return loss.detach(), None, None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -389,16 +401,18 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.collector.collect(prompts, key=key)
 
-    def _pair(self, rollout: RolloutBatch) -> tuple[PairBatch, PairStatistics]:
+    def _pair(self, rollout: RolloutBatch, mode: str = "train") -> tuple[PairBatch, PairStatistics]:
         pairs, statistics = build_pairs(
             rollout,
             normalizer=self.normalizer,
             scalarization=self.args.scalarization,
-            relabel=self.args.relabel,
+            pairing=self.args.pairing,
             encode=self.collector.encode,
         )
         pairs = self._widest(pairs, statistics.labeled)
-        with self.clock("reference"):
+        with self.clock("reference"), torch.no_grad():
+            if self.args.relabel_min_importance > 0:
+                pairs = self._likely(pairs, rollout, mode)
             pairs = replace(pairs, ref_logps=self._reference_logps(pairs))
         return pairs, statistics
 
@@ -407,27 +421,45 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         if self.args.pair_fraction >= 1:
             return pairs
         gaps = torch.full((labeled,), float("nan"))  # as long on every process, to be gathered
-        own = pairs.utilities[:, 0] - pairs.utilities[:, 1]  # [P]
+        own = (pairs.utilities[:, 0] - pairs.utilities[:, 1]).abs()  # [P]
         gaps[: len(own)] = own
         threshold = gap_threshold(self._gather(gaps), self.args.pair_fraction)
         return pairs.select((own >= threshold).nonzero().flatten().tolist())
 
-    @torch.no_grad()
+    def _likely(self, pairs: PairBatch, rollout: RolloutBatch, mode: str) -> PairBatch:
+        """Without relabeled pairs that the policy would hardly write under the new weights."""
+        relabeled = pairs.relabeled.nonzero().flatten().tolist()
+        new = pairs.select(relabeled)
+        own = replace(new, prompt_ids=[rollout.prompt_ids[row] for row in new.rows.tolist()])
+        with self.compute_loss_context_manager():
+            logps = [self._logps(self.model, each, self._linear_head) for each in (new, own)]
+        lengths = torch.tensor([[len(ids) for ids in pair] for pair in new.completion_ids])
+        lengths = lengths.view(-1, 2).to(logps[0].device)
+        importance = log_importance(logps[0], logps[1], lengths).exp()  # [P', 2]
+        kept = importance.amin(dim=-1) >= self.args.relabel_min_importance  # [P']
+        self._metrics[mode].add("relabel/kept", kept.sum(), kept.numel())
+        dropped = {i for i, keep in zip(relabeled, kept.tolist(), strict=True) if not keep}
+        return pairs.select([i for i in range(len(pairs)) if i not in dropped])
+
     def _reference_logps(self, pairs: PairBatch) -> Tensor:
-        """Log-probabilities `[P, 2]` under the reference, in as few passes as memory allows."""
-        result = torch.zeros(len(pairs), 2, device=self.args.device)
-        was_training = self.model.training
-        self.model.eval()
+        """Log-probabilities `[P, 2]` under the reference."""
         with self.reference.active() as model, self.compute_loss_context_manager():
             if self._reference_linear_head is None:  # tried once: it takes two forward passes
                 shared = model is self.model
                 self._reference_linear_head = self._linear_head if shared else head_is_linear(model)
-            linear = self._reference_linear_head
-            for rows in by_token_budget(_lengths(pairs), REFERENCE_TOKENS):
-                scored = completion_logps(
-                    model, self._tokens(pairs, rows), linear_head=linear, with_entropies=False
-                )
-                result[rows] = scored.logps.view(-1, 2)
+            return self._logps(model, pairs, self._reference_linear_head)
+
+    @torch.no_grad()
+    def _logps(self, model: nn.Module, pairs: PairBatch, linear_head: bool) -> Tensor:
+        """Log-probabilities `[P, 2]` without a gradient, in as few passes as memory allows."""
+        result = torch.zeros(len(pairs), 2, device=self.args.device)
+        was_training = self.model.training
+        self.model.eval()
+        for rows in by_token_budget(_lengths(pairs), REFERENCE_TOKENS):
+            scored = completion_logps(
+                model, self._tokens(pairs, rows), linear_head=linear_head, with_entropies=False
+            )
+            result[rows] = scored.logps.view(-1, 2)
         self.model.train(was_training)
         return result
 
@@ -439,19 +471,16 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         budget = self.args.tokens_per_pass
         if budget is None and self.args.activation_checkpointing:
             budget = CHECKPOINTED_TOKENS
-        passes = spread_over_passes(_lengths(pairs), count, budget=budget)
-        return [
-            {"micro_batch": self._micro_batch(pairs, torch.tensor(rows, dtype=torch.long), scale)}
-            for rows in passes
-        ]
+        # A prompt's labelings stay together: they are compared with each other.
+        passes = spread_over_passes(
+            _lengths(pairs), count, groups=pairs.rows.tolist(), budget=budget
+        )
+        return [{"micro_batch": self._micro_batch(pairs, rows, scale)} for rows in passes]
 
-    def _micro_batch(self, pairs: PairBatch, rows: Tensor, scale: float) -> MicroBatch:
-        assert pairs.ref_logps is not None
-        index = rows.to(pairs.ref_logps.device)
+    def _micro_batch(self, pairs: PairBatch, rows: Sequence[int], scale: float) -> MicroBatch:
         return MicroBatch(
-            tokens=self._tokens(pairs, rows.tolist()) if len(rows) else None,
-            ref_logps=pairs.ref_logps[index],
-            own=~pairs.relabeled[rows].to(index.device),
+            tokens=self._tokens(pairs, rows) if rows else None,
+            pairs=pairs.select(rows).to(self.args.device),
             scale=scale,
         )
 
@@ -463,33 +492,60 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         )
         return batch.to(self.args.device)
 
-    def _preference_loss(self, model: nn.Module, batch: MicroBatch, mode: str) -> Tensor:
+    def _loss(self, model: nn.Module, batch: MicroBatch, mode: str) -> Tensor:
+        """The sum over a micro-batch's pairs, scaled for the whole optimizer step."""
         assert batch.tokens is not None
-        args = self.args
+        assert batch.pairs.ref_logps is not None
+        args, pairs, ref_logps = self.args, batch.pairs, batch.pairs.ref_logps
         scored = completion_logps(model, batch.tokens, linear_head=self._linear_head)
         policy_logps, lengths = scored.logps.view(-1, 2), scored.lengths.view(-1, 2)
-        losses = preference_loss(
+        self._record_pairs(mode, pairs, scored)
+        if mode == "train" and self.state.global_step < args.warmup_steps_sft:
+            return imitation_loss(policy_logps, lengths).sum() * batch.scale
+        losses = voted_loss(
             policy_logps,
-            batch.ref_logps,
+            ref_logps,
             lengths,
+            pairs.votes,
             loss_type=args.loss_type,
             beta=args.beta,
             label_smoothing=args.label_smoothing,
         )  # [P]
-        logratios = (policy_logps - batch.ref_logps).detach()  # [P, 2]
-        implicit = args.beta * logratios
-        metrics, own = self._metrics[mode], batch.own
+        total = losses.sum()
+        if args.contrastive_coefficient:
+            total = total + args.contrastive_coefficient * contrastive_loss(
+                policy_logps,
+                ref_logps,
+                prompts=pairs.rows,
+                candidates=pairs.candidates,
+                beta=args.beta,
+            )
+        return total * batch.scale
+
+    # ---- Observation ----
+
+    def _record_pairs(self, mode: str, pairs: PairBatch, scored: CompletionLogps) -> None:
+        assert pairs.ref_logps is not None
+        assert scored.entropies is not None
+        policy_logps, lengths = scored.logps.detach().view(-1, 2), scored.lengths.view(-1, 2)
+        logratios = policy_logps - pairs.ref_logps  # [P, 2]
+        implicit = self.args.beta * logratios
+        metrics, own = self._metrics[mode], ~pairs.relabeled
         metrics.add_values("rewards/chosen", implicit[:, 0])
         metrics.add_values("rewards/rejected", implicit[:, 1])
         metrics.add_values("rewards/margins", implicit[:, 0] - implicit[:, 1])
         metrics.add_values("rewards/accuracies", (implicit[:, 0] > implicit[:, 1]).float())
         # Relabeled completions were sampled under other weights: they say nothing of this policy.
         metrics.add("kl", logratios[own].sum(), logratios[own].numel())
-        assert scored.entropies is not None
         metrics.add("entropy", scored.entropies.view(-1, 2)[own].sum(), lengths[own].sum())
-        return losses.sum() * batch.scale
-
-    # ---- Observation ----
+        importance = matched_log_importance(
+            policy_logps,
+            lengths,
+            prompts=pairs.rows,
+            candidates=pairs.candidates,
+            relabeled=pairs.relabeled,
+        )
+        metrics.add("relabel/log_importance", importance.sum(), importance.numel())
 
     def _record_rollout(
         self, mode: str, rollout: RolloutBatch, pairs: PairBatch, statistics: PairStatistics
@@ -525,7 +581,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         rewards = self.normalizer.normalize(rollout.rewards)
         pairing = pair_completions(
             scalarize(rewards, rollout.weights, self.args.scalarization),
-            duplicates=torch.tensor([a == b for a, b in rollout.completion_ids]),
+            identities=identities(rollout.completion_ids),
         )
         return sample_rows(
             rollout,

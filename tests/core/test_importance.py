@@ -1,0 +1,39 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moodpo.core.importance import log_importance, matched_log_importance
+
+
+def test_importance_by_hand():
+    # Two tokens, each half as likely under the new weights.
+    new, own = torch.tensor([-4.0]), torch.tensor([-4.0 + 2 * 0.6931472])
+    torch.testing.assert_close(
+        log_importance(new, own, torch.tensor([2.0])).exp(), torch.tensor([0.5])
+    )
+
+
+def test_only_completions_with_a_pair_of_their_own_are_matched():
+    # Prompt 0: its own pair (0, 1) and a relabeled one (1, 0). Prompt 1: relabeled only.
+    values = matched_log_importance(
+        torch.tensor([[-2.0, -6.0], [-9.0, -4.0], [-1.0, -1.0]]),
+        torch.tensor([[2.0, 3.0], [3.0, 2.0], [1.0, 1.0]]),
+        prompts=torch.tensor([0, 0, 1]),
+        candidates=torch.tensor([[0, 1], [1, 0], [0, 1]]),
+        relabeled=torch.tensor([False, True, True]),
+    )
+    # Candidate 1: (-9 + 6) / 3; candidate 0: (-4 + 2) / 2.
+    assert values.tolist() == [-1.0, -1.0]
+
+
+@given(st.integers(0, 6))
+def test_equal_log_probabilities_have_importance_one(count):
+    values = matched_log_importance(
+        torch.zeros(count, 2),
+        torch.ones(count, 2),
+        prompts=torch.zeros(count, dtype=torch.long),
+        candidates=torch.tensor([[0, 1]]).expand(count, 2),
+        relabeled=torch.arange(count) > 0,
+    )
+    assert values.numel() == 2 * max(count - 1, 0)
+    assert not values.any()
