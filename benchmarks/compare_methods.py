@@ -58,7 +58,8 @@ from moodpo.rewards.normalize import Normalizer
 from moodpo.serving.policy import SteerablePolicy
 from moodpo.tasks import EMBEDDED
 from moodpo.training.config import MOODPOConfig
-from moodpo.training.rollout import NUM_COMPLETIONS, draw_weights
+from moodpo.training.rollout import NUM_COMPLETIONS
+from moodpo.training.samplers import DirichletSampler
 from moodpo.training.trainer import MOODPOTrainer, sampling_config
 
 EMBEDDED_NAME = "embedded"
@@ -252,8 +253,8 @@ def steerable(bench: Bench, *, method: str, relabel: str) -> SteerablePolicy:
     """The method itself: one policy for all weights."""
     options = bench.options(method, relabel=relabel)
     args = options["args"]
-    K = len(bench.panel)
-    draw = Counted(lambda seeds: draw_weights(args.concentration, K, seeds))
+    sampler = DirichletSampler(args.concentration, len(bench.panel))
+    draw = Counted(lambda seeds: sampler.draw(seeds, positions=range(len(seeds))))
     model = add_adapter(bench.base(), options.pop("peft_config"), "default", seed=args.seed)
     normalizer = options.pop("normalizer")
     trainer = MOODPOTrainer(model, weight_sampler=draw, **options)

@@ -11,8 +11,8 @@ from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.training.rollout import (
     RolloutCollector,
     derive_seed,
-    draw_weights,
 )
+from moodpo.training.samplers import DirichletSampler
 
 NAMES = ("first", "second")
 
@@ -60,7 +60,7 @@ def make_collector(seen=None):
         generator=EchoGenerator(),
         panel=RewardPanel(load_rewards([first, second])),
         sampling=SamplingConfig(max_new_tokens=8),
-        concentration=[1.0],
+        sampler=DirichletSampler(1.0, 2),
     )
 
 
@@ -78,12 +78,6 @@ def test_seeds_differ_in_every_part_of_the_key_and_stay_in_range():
     assert len(set(seeds)) == len(keys)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "train", 1, 2) == seeds[0] == 6226108428555381139
-
-
-def test_weights_of_a_prompt_do_not_depend_on_its_neighbors():
-    together = draw_weights([0.5], 3, [1, 2, 3])
-    assert torch.equal(together[1:2], draw_weights([0.5], 3, [2]))
-    assert draw_weights([1.0, 50.0], 2, range(200))[:, 1].mean() > 0.9
 
 
 def test_rewards_see_raw_prompts_and_columns_never_the_weight_instruction():

@@ -14,73 +14,18 @@ from moodpo.core.loss import dpo_loss
 from moodpo.core.pairing import pair_completions
 from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
 from moodpo.manifest import RunManifest
-from moodpo.training.config import MOODPOConfig
 from moodpo.training.trainer import MOODPOTrainer
 from tiny_policies import save_tiny_policy, tiny_model, tiny_tokenizer
-
-WORDS = ("ab", "cde", "f", "ghij", "kl", "m", "nop", "q", "rs", "tuvw", "xyz", "done")
-PROMPTS = [f"Say {word} please." for word in WORDS]
-
-
-def vowels(completions, **_):
-    return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
-
-
-def capitals(completions, **_):
-    return [sum(c.isupper() for c in text) / max(len(text), 1) for text in completions]
-
-
-def config(folder, **settings):
-    defaults = {
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_new_tokens": 12,
-        "learning_rate": 1e-2,
-        "optim": "sgd",
-        "lr_scheduler_type": "constant",
-        "calibration_prompts": 8,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "seed": 3,
-    }
-    return MOODPOConfig(output_dir=str(folder), **{**defaults, **settings})
-
-
-def make_trainer(folder, *, rewards=(vowels, capitals), lora=False, prompts=PROMPTS, **settings):
-    kwargs = {}
-    if lora:
-        kwargs["peft_config"] = LoraConfig(
-            r=4, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-    for name in ("sweep", "conditioner", "start", "base", "eval_dataset", "ref_model", "callbacks"):
-        if name in settings:
-            kwargs[name] = settings.pop(name)
-    return MOODPOTrainer(
-        tiny_model(),
-        reward_funcs=list(rewards),
-        args=config(folder, **settings),
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=tiny_tokenizer(),
-        **kwargs,
-    )
-
-
-def parameters(trainer):
-    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-
-
-def assert_same(ours, theirs, **tolerance):
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], **tolerance)
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
+from tiny_trainers import (
+    PROMPTS,
+    assert_same,
+    capitals,
+    config,
+    logged,
+    make_trainer,
+    parameters,
+    vowels,
+)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -265,8 +210,18 @@ def test_the_gradient_is_that_of_the_plain_loop(tmp_path):
         assert difference <= 1e-5 * parameter.grad.norm().clamp_min(1e-3), name
 
 
-@pytest.mark.parametrize("normalization", ["calibrate", "running"])
-def test_resumed_equals_uninterrupted(tmp_path, normalization):
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reward_normalization": "calibrate"},
+        {"reward_normalization": "running"},
+        {"weight_sampler": "front"},
+        {"weight_sampler": "stratified"},
+        {"async_rollouts": True},
+    ],
+    ids=lambda more: "-".join(map(str, next(iter(more.items())))),
+)
+def test_resumed_equals_uninterrupted(tmp_path, more):
     settings = {
         "max_steps": 4,
         "save_strategy": "steps",
@@ -274,7 +229,7 @@ def test_resumed_equals_uninterrupted(tmp_path, normalization):
         "logging_steps": 3,  # the log window straddles the interruption
         "lora": True,
         "optim": "adamw_torch",
-        "reward_normalization": normalization,
+        **more,
     }
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
@@ -296,10 +251,10 @@ TWO_PROCESSES = """
 import sys, torch
 from pathlib import Path
 sys.path[:0] = {paths!r}
-from test_trainer import make_trainer
+from tiny_trainers import make_trainer
 trainer = make_trainer(
     Path({folder!r}), per_device_train_batch_size=2, gradient_accumulation_steps={accumulation},
-    reward_normalization={normalization!r}, lora=True,
+    lora=True, **{settings!r},
 )
 assert trainer.args.world_size == {world}, trainer.args.world_size
 trainer.train()
@@ -310,8 +265,15 @@ trainer.end()
 """
 
 
-@pytest.mark.parametrize("normalization", ["calibrate", "running"])
-def test_one_process_equals_two(tmp_path, normalization):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reward_normalization": "calibrate", "weight_sampler": "front"},
+        {"reward_normalization": "running"},
+    ],
+    ids=["calibrate-front", "running"],
+)
+def test_one_process_equals_two(tmp_path, settings):
     tests = Path(__file__).parent
     results = []
     for world, accumulation in ((1, 2), (2, 1)):
@@ -324,7 +286,7 @@ def test_one_process_equals_two(tmp_path, normalization):
                 folder=str(folder),
                 world=world,
                 accumulation=accumulation,
-                normalization=normalization,
+                settings=settings,
             )
         )
         launcher = [sys.executable]

@@ -29,6 +29,7 @@ from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.rollout import NUM_COMPLETIONS, RolloutCollector, derive_seed
+from moodpo.training.samplers import as_sampler
 from moodpo.training.trainer import MOODPOTrainer, sampling_config
 
 if TYPE_CHECKING:
@@ -174,8 +175,7 @@ class Setup:
             ),
             panel=self.panel,
             sampling=self.sampling,
-            concentration=self.args.concentration,
-            draw=draw,
+            sampler=as_sampler(draw),
         )
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moodpo.rewards.base import Reward as Reward
+    from moodpo.rewards.cache import ScoreCache as ScoreCache
+    from moodpo.rewards.cache import ScoreIdentity as ScoreIdentity
     from moodpo.rewards.checks import check_reward_specs as check_reward_specs
     from moodpo.rewards.function import FunctionReward as FunctionReward
     from moodpo.rewards.lexical import LEXICAL as LEXICAL
@@ -29,6 +31,8 @@ _HOMES = {
     "PRESETS": "presets",
     "Reward": "base",
     "RewardPanel": "panel",
+    "ScoreCache": "cache",
+    "ScoreIdentity": "cache",
     "check_reward_specs": "checks",
     "list_presets": "specs",
     "load_rewards": "load",
@@ -44,6 +48,8 @@ __all__ = [
     "Normalizer",
     "Reward",
     "RewardPanel",
+    "ScoreCache",
+    "ScoreIdentity",
     "check_reward_specs",
     "list_presets",
     "load_rewards",

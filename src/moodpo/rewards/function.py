@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from moodpo.errors import RewardError, RewardSpecError
 from moodpo.records import prompt_text
 from moodpo.rewards.base import Columns, Description, as_scores, call_scorer, check_lengths
+from moodpo.rewards.cache import ScoreIdentity, new_serial
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,16 +42,29 @@ class FunctionReward:
         name: The objective's name.
         spec: `package.module:function`, where the function can be imported from; found out when
             omitted.
+        deterministic: Whether the score of a row follows from that row alone (its texts and the
+            columns that the function takes), however often it is asked: such scores are
+            remembered. When omitted, what `function.deterministic` says, and False without it.
 
     Raises:
         RewardSpecError: If it takes neither `completions` nor `**kwargs`, or is asynchronous.
     """
 
-    def __init__(self, function: Callable[..., Any], *, name: str, spec: str | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str,
+        spec: str | None = None,
+        deterministic: bool | None = None,
+    ) -> None:
         self.name = name
         self.function = function
         self.spec = spec or _importable(function)
         self._wanted, self._required = _parameters(function, name)
+        says = getattr(function, "deterministic", False)
+        self.deterministic = says is True if deterministic is None else deterministic
+        self._serial = new_serial()
 
     def score(
         self,
@@ -76,6 +90,14 @@ class FunctionReward:
         wanted = known if self._wanted is None else {k: known[k] for k in self._wanted & set(known)}
         values = call_scorer(self.name, self.function, **wanted)
         return as_scores(self.name, values, count=len(completions))
+
+    @property
+    def score_identity(self) -> ScoreIdentity | None:
+        """This very object with the columns it takes; None unless it is `deterministic`."""
+        if type(self) is not FunctionReward or not self.deterministic:
+            return None
+        columns = None if self._wanted is None else frozenset(self._wanted)
+        return ScoreIdentity(f"function {self._serial}", columns)
 
     def describe(self) -> Description:
         """Name, kind, and the spec where the function can be imported again."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from moodpo.records import prompt_text
 from moodpo.rewards.base import Columns, Description, as_scores, call_scorer
+from moodpo.rewards.cache import ScoreIdentity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -244,3 +245,9 @@ class LexicalReward:
             "revision": None,
             "bounds": list(self.scorer.bounds),
         }
+
+    @property
+    def score_identity(self) -> ScoreIdentity | None:
+        """The scorer's name; None for a scorer or a subclass of somebody else."""
+        ours = type(self) is LexicalReward and LEXICAL.get(self.scorer.name) is self.scorer
+        return ScoreIdentity(f"lexical {self.scorer.name}") if ours else None

@@ -1,6 +1,7 @@
 """Load: specs, callables and models → rewards, one per objective, in order.
 
-Rewards that point to the same checkpoint share the loaded model. Shapes: K objectives.
+Rewards that point to the same checkpoint share the loaded model, and heads on equal backbones
+share the backbone. Shapes: K objectives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from moodpo.rewards.base import Reward
 from moodpo.rewards.checks import check_config, check_target
 from moodpo.rewards.function import FunctionReward, import_function
 from moodpo.rewards.lexical import LEXICAL, LexicalReward
-from moodpo.rewards.model import Checkpoint, ModelReward, load_checkpoint
+from moodpo.rewards.model import Checkpoint, ModelReward, load_checkpoint, share_backbone
 from moodpo.rewards.specs import (
     RewardSpec,
     check_objective_names,
@@ -151,7 +152,9 @@ class _Builder:
             return FunctionReward(import_function(spec.target), name=spec.name, spec=spec.target)
         key = (spec.checkpoint, spec.pinned)
         if key not in self.checkpoints:
-            self.checkpoints[key] = load_checkpoint(spec, device=self.device, dtype=self.dtype)
+            loaded = load_checkpoint(spec, device=self.device, dtype=self.dtype)
+            share_backbone(loaded, self.checkpoints.values())
+            self.checkpoints[key] = loaded
         return ModelReward(spec, self.checkpoints[key], batch_size=self.batch_size)
 
     def _from_module(

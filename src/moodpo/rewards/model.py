@@ -10,9 +10,10 @@ Shapes: N inputs, T tokens, L labels, H hidden units.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 from moodpo.errors import RewardError, RewardSpecError
 from moodpo.records import prompt_text
 from moodpo.rewards.base import Columns, Description, as_scores, call_scorer, check_lengths
+from moodpo.rewards.cache import ScoreIdentity, new_serial
 from moodpo.rewards.checks import check_config, resolve_label
 from moodpo.rewards.presets import INPUTS, InputTemplate, Pooling
+from moodpo.rewards.sharing import equal_backbones, once, tokenizer_fingerprint
 from moodpo.rewards.specs import RewardSpec, ScoreKind, Scoring
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ __all__ = [
     "label_scores",
     "load_checkpoint",
     "pad_rows",
+    "share_backbone",
 ]
 
 TokenRow: TypeAlias = Mapping[str, Sequence[int]]
@@ -102,13 +106,28 @@ class ModelReward:
         responses = [text.strip() for text in completions]
         if self.scoring.response == "first-sentence":
             responses = [first_sentence(text) for text in responses]
-        return encode_inputs(
-            self.checkpoint.tokenizer,
-            self.template,
-            prompts,
-            responses,
-            max_tokens=self.max_tokens,
+        tokenizer, max_tokens = self.checkpoint.tokenizer, self.max_tokens
+        reader = self.checkpoint.tokenizer_identity
+        return once(
+            ("tokens", max_tokens, self.template, reader, responses, list(prompts)),
+            lambda: encode_inputs(
+                tokenizer, self.template, prompts, responses, max_tokens=max_tokens
+            ),
         )
+
+    @property
+    def score_identity(self) -> ScoreIdentity | None:
+        """What a score follows from besides the text; None where it may change.
+
+        A model that was passed as an object may be trained on by its owner, a subclass may score
+        in other ways, and a chat template may write today's date.
+        """
+        checkpoint = self.checkpoint
+        dated = self.template.chat and "strftime_now" in str(checkpoint.tokenizer.chat_template)
+        if type(self) is not ModelReward or not checkpoint.rebuildable or dated:
+            return None
+        facts = {k: v for k, v in self.describe().items() if k not in ("name", "spec")}
+        return ScoreIdentity(json.dumps([facts, checkpoint.serial], sort_keys=True))
 
     def describe(self) -> Description:
         """What was loaded and how it is read; `revision` is the commit, where there is one."""
@@ -273,6 +292,7 @@ class Checkpoint:
         revision: The commit that was loaded, None for folders and objects.
         pad_token_id: What fills up shorter inputs; never looked at again, masks come from lengths.
         rebuildable: Whether `source` still holds these very weights (False for objects).
+        serial: Of this very object: a folder may hold other weights when it is loaded again.
     """
 
     model: PreTrainedModel
@@ -281,6 +301,27 @@ class Checkpoint:
     revision: str | None
     pad_token_id: int
     rebuildable: bool
+    serial: int = field(init=False, default_factory=new_serial)
+    _fingerprint: object = field(init=False, default=None, repr=False)
+
+    @property
+    def tokenizer_identity(self) -> object:
+        """Equal for checkpoints whose tokenizers read every text alike.
+
+        Computed once, so by content only for tokenizers that nobody else holds and could change.
+        """
+        if not self.rebuildable:
+            return self.tokenizer
+        if self._fingerprint is None:
+            self._fingerprint = tokenizer_fingerprint(self.tokenizer) or self.tokenizer
+        return self._fingerprint
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What `_forward` runs: all but the head of a decoder, the whole of an encoder."""
+        whole = self.pooling == "head"
+        module: nn.Module = self.model if whole else self.model.base_model
+        return module
 
     @property
     def labels(self) -> list[str]:
@@ -328,31 +369,42 @@ class Checkpoint:
         """Logits `[N, L]` float32 on the CPU, in the order of the rows; NaN for empty rows.
 
         Equal rows are computed once. Batches hold rows of like length, longest first, so that
-        little is padding and a lack of memory shows at once.
+        little is padding and a lack of memory shows at once. Rewards of one panel that need the
+        same rows of the same backbone share its forward passes.
         """
         keys = [tuple(tuple(row[key]) for key in sorted(row)) for row in rows]
         distinct = {key: row for key, row in zip(keys, rows, strict=True) if row["input_ids"]}
         ordered = sorted(distinct.items(), key=lambda item: -len(item[1]["input_ids"]))
-        found = [
-            self._forward([row for _, row in ordered[start : start + batch_size]])
-            for start in range(0, len(ordered), batch_size)
-        ]
-        nothing = torch.full((1, len(self.labels)), torch.nan)
-        table = torch.cat([*(f.to("cpu", torch.float32) for f in found), nothing])
+        inputs = [row for _, row in ordered]
+        batches = once(
+            ("features", batch_size, self.pad_token_id, self.backbone, inputs),
+            lambda: [
+                self._forward(inputs[start : start + batch_size])
+                for start in range(0, len(inputs), batch_size)
+            ],
+        )
+        found = [self._head(features).to("cpu", torch.float32) for features in batches]
+        table = torch.cat([*found, torch.full((1, len(self.labels)), torch.nan)])
         place = {key: index for index, (key, _) in enumerate(ordered)}
         return table[[place.get(key, len(ordered)) for key in keys]]
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[TokenRow]) -> Tensor:
-        """Logits `[N, L]` on the model's device."""
+        """What the head reads: activations `[N, H]` of a decoder, an encoder's logits `[N, L]`."""
         padded = pad_rows(rows, pad_token_id=self.pad_token_id)
         inputs = {key: value.to(self.model.device) for key, value in padded.items()}
         if self.pooling == "head":
             return torch.as_tensor(self.model(**inputs).logits)
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state  # [N, T, H]
+        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state  # [N, T, H]
         last = inputs["attention_mask"].sum(dim=1) - 1  # [N]: of the true length, whatever token
-        scored = hidden[torch.arange(len(rows), device=hidden.device), last]  # [N, H]
-        return torch.as_tensor(self.model.score(scored))
+        return torch.as_tensor(hidden[torch.arange(len(rows), device=hidden.device), last])
+
+    @torch.inference_mode()
+    def _head(self, features: Tensor) -> Tensor:
+        """Logits `[N, L]` of what `_forward` gave."""
+        if self.pooling == "head":
+            return features
+        return torch.as_tensor(self.model.score(features))
 
     @classmethod
     def from_model(
@@ -427,6 +479,24 @@ def load_checkpoint(spec: RewardSpec, *, device: torch.device, dtype: torch.dtyp
         revision=revision,
         rebuildable=True,
     )
+
+
+def share_backbone(checkpoint: Checkpoint, others: Iterable[Checkpoint]) -> None:
+    """Puts a decoder's head on the backbone of an earlier one, if theirs are equal in every weight.
+
+    Saves the memory of a copy, and lets both heads read one forward pass. An encoder's head reads
+    its backbone in ways of its own, so encoders stay apart.
+
+    Args:
+        checkpoint: Just loaded; its model is changed in place.
+        others: Loaded before, held by nobody who could change them.
+    """
+    for other in others:
+        both_decode = checkpoint.pooling == other.pooling == "last_token"
+        if both_decode and equal_backbones(checkpoint.model, other.model):
+            model = checkpoint.model
+            setattr(model, model.base_model_prefix, other.model.base_model)
+            return
 
 
 def find_commit(source: str, revision: str | None) -> str | None:

@@ -1,5 +1,8 @@
 """Panel: K rewards asked about the same texts → one matrix. Knows no particular scorer.
 
+No work is done twice: scores are remembered (`cache`), and within one question rewards share what
+they compute of the same texts (`sharing`).
+
 Shapes: N texts, K objectives in the order of the rewards, which is the order of every weight
 vector.
 """
@@ -8,12 +11,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 
-from moodpo.errors import RewardSpecError
+from moodpo.errors import RewardError, RewardSpecError
 from moodpo.rewards.base import Columns, Description, Reward, as_scores, call_scorer, check_lengths
+from moodpo.rewards.cache import ScoreCache, first_unknown, row_keys, score_identity
+from moodpo.rewards.sharing import shared_work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,17 +32,29 @@ __all__ = ["RewardPanel"]
 class RewardPanel:
     """Asks every reward and refuses every answer that is not N finite numbers or NaN.
 
+    Scores of rewards that have a `score_identity` are remembered: of lexical scorers, of models
+    loaded here, and of functions marked `deterministic`. This is safe to leave on. Such a score
+    is a function of the row alone: weights are frozen, dropout is off, and text, format, label and
+    precision are all in the key, as is the loaded checkpoint itself. A model that was passed as an
+    object may be trained further by its owner, so it is asked every time. What rounding makes of a
+    model's score depends on the batch around it, so a text scored next to remembered ones may move
+    in its last bits, as it does in any other batch. A run that must repeat to the last bit from
+    some moment on calls `cache.clear()` at that moment.
+
     Args:
         rewards: K rewards with distinct names.
+        cache: Where scores are remembered; one of its own when omitted. `ScoreCache(0)` remembers
+            none. Panels may share one.
 
     Raises:
         RewardSpecError: Without rewards, or when two have the same name.
     """
 
-    def __init__(self, rewards: Sequence[Reward]) -> None:
+    def __init__(self, rewards: Sequence[Reward], *, cache: ScoreCache | None = None) -> None:
         if not rewards:
             raise RewardSpecError("A panel needs at least one reward. Pass load_rewards([...]).")
         self.rewards = tuple(rewards)
+        self.cache = ScoreCache() if cache is None else cache
         self.names = tuple(reward.name for reward in self.rewards)
         if repeated := [name for name, count in Counter(self.names).items() if count > 1]:
             raise RewardSpecError(
@@ -65,12 +83,57 @@ class RewardPanel:
             RewardError: If a scorer raised, answered a wrong count, or infinities.
         """
         check_lengths(prompts, completions, columns)
-        scores = [self._ask(reward, prompts, completions, columns) for reward in self.rewards]
+        with shared_work():
+            scores = [self._score(reward, prompts, completions, columns) for reward in self.rewards]
         return torch.stack(scores, dim=-1)
 
     def describe(self) -> list[Description]:
         """One description per reward, in order; `specs.rebuild_specs` reads them back."""
         return [reward.describe() for reward in self.rewards]
+
+    def _score(
+        self,
+        reward: Reward,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        columns: Columns | None,
+    ) -> Tensor:
+        """One reward's `[N]`: remembered where it can be, asked for otherwise."""
+        identity = score_identity(reward)
+        keys = row_keys(identity, prompts, completions, columns) if identity else None
+        if keys is None:
+            return self._ask(reward, prompts, completions, columns)
+        known = self.cache.find(keys)
+        rows = first_unknown(keys, known)
+        fresh = self._ask_rows(reward, rows, prompts, completions, columns)
+        new = {keys[row]: score for row, score in zip(rows, fresh.tolist(), strict=True)}
+        self.cache.keep(new)
+        self.cache.count(hits=len(keys) - len(rows), misses=len(rows))
+        known |= new
+        return torch.tensor([known[key] for key in keys], dtype=torch.float32)
+
+    def _ask_rows(
+        self,
+        reward: Reward,
+        rows: Sequence[int],
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        columns: Columns | None,
+    ) -> Tensor:
+        """One reward's scores of the given rows, in their order."""
+        if len(rows) == len(completions):
+            return self._ask(reward, prompts, completions, columns)
+        if not rows:
+            return torch.empty(0)
+        # A failure is met again by asking about all rows: its message then numbers the caller's.
+        with suppress(RewardError):
+            return self._ask(
+                reward,
+                [prompts[row] for row in rows],
+                [completions[row] for row in rows],
+                {name: [values[row] for row in rows] for name, values in (columns or {}).items()},
+            )
+        return self._ask(reward, prompts, completions, columns)[list(rows)]
 
     def _ask(
         self,

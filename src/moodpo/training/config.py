@@ -16,6 +16,7 @@ from moodpo.core.loss import LOSS_TYPES
 from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
 from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
+from moodpo.training.samplers import WEIGHT_SAMPLERS
 
 __all__ = ["NORMALIZATIONS", "PAIRINGS", "RELABELINGS", "MOODPOConfig"]
 
@@ -84,6 +85,19 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "of num_generations.",
     )
 
+    async_rollouts: bool = _setting(
+        "rollout",
+        False,
+        "Sample the next step's completions while this step trains, by a copy of the policy that "
+        "is one step older; pays where both have something to run on.",
+    )
+    async_rollout_device: str | None = _setting(
+        "rollout",
+        None,
+        "Device of the copy that samples with async_rollouts, such as cuda:1; by default the "
+        "policy's own, where the frozen weights are shared.",
+    )
+
     # Weights and conditioning
     concentration: list[float] = field(
         default_factory=lambda: [1.0],
@@ -92,6 +106,19 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             "objective; 1 is uniform, lower favors corners.",
             "room": "weights",
         },
+    )
+    weight_sampler: str = _setting(
+        "weights",
+        "dirichlet",
+        "How each prompt's weights are drawn: dirichlet, corners (with some corners), stratified "
+        "(evenly over successive prompts), or front (more where rewards move with the weights).",
+        choices=list(WEIGHT_SAMPLERS),
+    )
+    corner_probability: float = _setting(
+        "weights", 0.2, "Share of corners with weight_sampler=corners."
+    )
+    exploration: float = _setting(
+        "weights", 0.3, "Share of plain Dirichlet draws with weight_sampler=front."
     )
     weight_format: str = _setting(
         "weights",
@@ -207,6 +234,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         self.concentration = [float(given)] if isinstance(given, (int, float)) else given
         self._check_ranges()
         self._check_choices()
+        self._check_weights()
         self._check_pairs()
         super().__post_init__()
 
@@ -216,6 +244,13 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(
                 f"concentration must be positive, got {self.concentration}. Pass one value or one "
                 "per objective; 1 is uniform over the simplex."
+            )
+
+    def _check_weights(self) -> None:
+        if self.weight_sampler == "stratified" and any(c != 1 for c in self.concentration):
+            raise ConfigError(
+                "weight_sampler=stratified draws uniform weights, which is concentration 1; got "
+                f"{self.concentration}. Use concentration 1, or weight_sampler=corners."
             )
 
     def _check_pairs(self) -> None:

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 
 from moodpo.conditioning import Conditioner
-from moodpo.core.simplex import antithetic_weights, sample_dirichlet
+from moodpo.core.simplex import antithetic_weights
 from moodpo.generation.base import Generator, SamplingConfig
 from moodpo.records import Prompt, PromptBatch, RolloutBatch, TokenIds
 from moodpo.rewards.panel import RewardPanel
+from moodpo.training.samplers import WeightSampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NUM_COMPLETIONS", "RolloutCollector", "derive_seed", "draw_weights"]
+__all__ = ["NUM_COMPLETIONS", "RolloutCollector", "derive_seed"]
 
 NUM_COMPLETIONS = 2  # g by default
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -36,32 +37,6 @@ def derive_seed(*key: int | str) -> int:
     """A 63-bit seed from a key such as (seed, step, position, stream); any part changes it all."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def draw_weights(
-    concentration: Sequence[float], num_objectives: int, seeds: Sequence[int]
-) -> Tensor:
-    """One Dirichlet draw per seed, each independent of the others' presence.
-
-    Args:
-        concentration: One value, or K.
-        num_objectives: K.
-        seeds: B seeds.
-
-    Returns:
-        Weights `[B, K]`.
-    """
-    values = concentration[0] if len(concentration) == 1 else concentration
-    draws = [
-        sample_dirichlet(
-            values,
-            num_samples=1,
-            num_objectives=num_objectives,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        for seed in seeds
-    ]
-    return torch.cat(draws)
 
 
 @dataclass(kw_only=True)
@@ -78,8 +53,7 @@ class RolloutCollector:
         generator: The backend that samples.
         panel: All rewards; sees raw prompts only.
         sampling: Lengths and temperature.
-        concentration: Of the Dirichlet, one value or K.
-        draw: Draws weights `[B, K]` from B seeds, in place of the Dirichlet.
+        sampler: Draws the weights.
         num_completions: g, completions under each weight vector.
         weights_per_prompt: M, weight vectors that each prompt is sampled under.
         relabel: `none`, `antithetic` or `fresh`.
@@ -92,8 +66,7 @@ class RolloutCollector:
     generator: Generator
     panel: RewardPanel
     sampling: SamplingConfig
-    concentration: Sequence[float]
-    draw: Callable[[Sequence[int]], Tensor] | None = None
+    sampler: WeightSampler
     num_completions: int = NUM_COMPLETIONS
     weights_per_prompt: int = 1
     relabel: str = "none"
@@ -104,18 +77,21 @@ class RolloutCollector:
         """Token ids of one prompt conditioned on weights `[K]`."""
         return self.conditioner.encode(self.tokenizer, prompt, weights.tolist())
 
-    def collect(self, batch: PromptBatch, *, key: tuple[int | str, ...]) -> RolloutBatch:
+    def collect(
+        self, batch: PromptBatch, *, key: tuple[int | str, ...], first: int = 0
+    ) -> RolloutBatch:
         """Scored completions of every prompt.
 
         Args:
             batch: B raw prompts; `indices` place them in the global batch.
             key: What makes this rollout differ from every other: (seed, stream, step).
+            first: How many prompts of the run come before this global batch.
 
         Returns:
             The rollout, rewards raw.
         """
         M = self.weights_per_prompt
-        sampled, further = self._weights(batch.indices, key)  # [B, M, K], [B, N, K] or None
+        sampled, further = self._weights(batch.indices, key, first)  # [B, M, K], [B, N, K] or None
         weights, prompts = sampled.flatten(0, 1), [p for p in batch.prompts for _ in range(M)]
         prompt_ids = [self.encode(p, w) for p, w in zip(prompts, weights, strict=True)]
         with self.phase("generate"):
@@ -154,30 +130,30 @@ class RolloutCollector:
         return flat.view(len(texts), self.num_completions, -1)
 
     def _weights(
-        self, indices: Sequence[int], key: tuple[int | str, ...]
+        self, indices: Sequence[int], key: tuple[int | str, ...], first: int
     ) -> tuple[Tensor, Tensor | None]:
         """The weights to sample under `[B, M, K]`, and further ones to label under `[B, N, K]`."""
         M, N = self.weights_per_prompt, self.num_relabels
         N = 0 if self.relabel == "none" else N
+
+        def drawn(number: int) -> Tensor:
+            """The `number`-th draw `[B, K]` of each prompt's sequence."""
+            stream = ("w",) if number == 0 else ("w", number)
+            seeds = [derive_seed(*key, *stream, i) for i in indices]
+            positions = [first + i for i in indices]
+            return self.sampler.draw(seeds, positions=positions, number=number)
+
         wanted = M if self.relabel == "fresh" else M + N
         sequence: list[Tensor] = []
         for number in range(wanted):
             if number % 2:
                 sequence.append(antithetic_weights(sequence[-1]))
             else:
-                sequence.append(self._drawn(indices, key, number))
+                sequence.append(drawn(number))
         if self.relabel == "fresh":
-            sequence += [self._drawn(indices, key, M + number) for number in range(N)]
+            sequence += [drawn(M + number) for number in range(N)]
         stacked = torch.stack(sequence, dim=1)  # [B, M + N, K]
         return stacked[:, :M], stacked[:, M:] if N else None
-
-    def _drawn(self, indices: Sequence[int], key: tuple[int | str, ...], number: int) -> Tensor:
-        """One draw `[B, K]` per prompt, the `number`-th of its sequence."""
-        further = (number,) if number else ()
-        seeds = [derive_seed(*key, "w", i, *further) for i in indices]
-        if self.draw is not None:
-            return self.draw(seeds)
-        return draw_weights(self.concentration, len(self.conditioner.objectives), seeds)
 
     def _positions(self, indices: Sequence[int], rows: int) -> list[tuple[int, ...]]:
         """What keys the randomness of each row: its prompt's place, and its own among M."""

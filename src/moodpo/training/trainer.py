@@ -8,6 +8,7 @@ number of processes change memory and time, never the gradient.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,12 +53,14 @@ from moodpo.training.batching import by_token_budget, spread_over_passes
 from moodpo.training.card import write_model_card
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.fused_lora import fuse_lora
+from moodpo.training.lookahead import Lookahead, replicate
 from moodpo.training.metrics import MetricStore, PhaseClock
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
 from moodpo.training.pair_attention import use_pair_attention
 from moodpo.training.pairs import PairStatistics, build_pairs, identities
 from moodpo.training.reference import make_reference
 from moodpo.training.rollout import RolloutCollector, derive_seed
+from moodpo.training.samplers import WeightSampler, as_sampler, make_sampler
 
 __all__ = ["MOODPOTrainer"]
 
@@ -94,8 +97,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         processing_class: The policy's tokenizer; by default the model's own.
         peft_config: Wraps the model in a fresh adapter.
         conditioner: How weights are written; by default as `args` and the reward names say.
-        weight_sampler: Draws weights `[B, K]` from B seeds, one row per seed and independent of
-            the others; Dirichlet draws of `args.concentration` by default.
+        weight_sampler: Draws the weights: a `WeightSampler`, or a function of B seeds that gives
+            `[B, K]`, each row by its own seed; by default the one that `args` names.
         lineage: Records of earlier iterations, for `moodpo.json`.
         start: The checkpoint that `model`'s trained weights come from, if any.
         base: Path or id of the SFT model; by default the model's own name.
@@ -126,7 +129,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         peft_config: Any = None,
         *,
         conditioner: Conditioner | None = None,
-        weight_sampler: Callable[[Sequence[int]], Tensor] | None = None,
+        weight_sampler: WeightSampler | Callable[[Sequence[int]], Tensor] | None = None,
         lineage: Sequence[Mapping[str, Any]] = (),
         start: str | None = None,
         base: str | None = None,
@@ -186,14 +189,14 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             generator=self.make_generator(self.model),
             panel=panel,
             sampling=sampling_config(args),
-            concentration=args.concentration,
-            draw=weight_sampler,
+            sampler=self._make_sampler(weight_sampler, len(panel.names)),
             num_completions=args.num_generations // args.weights_per_prompt,
             weights_per_prompt=args.weights_per_prompt,
             relabel=args.relabel,
             num_relabels=args.num_relabels,
             phase=self.clock,
         )
+        self._lookahead = self._make_lookahead() if args.async_rollouts else None
         self._linear_head = head_is_linear(self.model)
         self._reference_linear_head: bool | None = None
         self._replace_progress_bar()
@@ -211,11 +214,20 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
         if isinstance(resume_from_checkpoint, str):
             self._restore_state(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            if self._lookahead is not None:
+                self._lookahead.close()
+                self._lookahead = self._make_lookahead()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the adapter or model, with `moodpo.json` and a model card beside it."""
         super().save_model(output_dir, _internal_call=_internal_call)
+        if _internal_call:
+            # Remembered scores change how texts are batched, hence rounding: what is resumed from
+            # here starts without them, so what goes on from here must too.
+            self.collector.panel.cache.clear()
         partial = self._reduced_state()
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
@@ -257,6 +269,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "loss_type",
                         "label_smoothing",
                         "concentration",
+                        "weight_sampler",
                         "relabel",
                         "num_relabels",
                         "num_generations",
@@ -280,18 +293,17 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, MicroBatch]], None]:
         """One optimizer step's prompts in; its scored, paired and referenced micro-batches out."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        if not batches:
-            return [], None
         self._calibrate_once()
-        prompts = self._prompt_batch(batches)
-        key = (self.args.seed, "train", self.state.global_step)
-        rollout = self._collect(prompts, key)
+        count, rollout = self._next_rollout(epoch_iterator, num_batches)
+        if rollout is None:
+            return [], None
         if self.args.reward_normalization == "running":
             self.normalizer.observe(self._gather(rollout.rewards).flatten(0, 1))
         pairs, statistics = self._pair(rollout)
         self._record_rollout("train", rollout, pairs, statistics)
-        return self._micro_batches(pairs, len(batches)), None
+        self._teach_sampler(rollout)
+        self._look_ahead(epoch_iterator, num_batches)
+        return self._micro_batches(pairs, count), None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `transformers.Trainer.training_step`, timed."""
@@ -338,21 +350,23 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             indices=range(first, first + size),
             columns=inputs["columns"],
         )
-        rollout = self._collect(prompts, (self.args.seed, "eval"))
+        rollout = self._collect(prompts, (self.args.seed, "eval"), constant=True)
         pairs, statistics = self._pair(rollout, "eval")
         self._record_rollout("eval", rollout, pairs, statistics)
         if not len(pairs):
             return torch.tensor(float("nan"), device=self.args.device), None, None
         batch = self._micro_batch(pairs, range(len(pairs)), 1 / len(pairs))
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             loss = self._loss(model, batch, "eval")
         return loss.detach(), None, None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `transformers.Trainer.evaluate`, with every training metric on held-out prompts."""
         self._eval_position = 0
+        if self._lookahead is not None:
+            self._lookahead.wait()  # rewards answer one at a time
         if self._sweep is not None:
-            with torch.no_grad(), self.compute_loss_context_manager():
+            with torch.no_grad(), self.accelerator.autocast():
                 self._swept = dict(self._sweep(self))
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
@@ -397,9 +411,75 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             generation_batch_size=self.args.generation_batch_size,
         )
 
-    def _collect(self, prompts: PromptBatch, key: tuple[int | str, ...]) -> RolloutBatch:
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.collector.collect(prompts, key=key)
+    def _next_rollout(
+        self, epoch_iterator: Iterator[Any], num_batches: int
+    ) -> tuple[int, RolloutBatch | None]:
+        """This step's number of micro-batches and its rollout, collected now or ahead."""
+        if self._lookahead is not None:
+            with self.clock("generate"):  # what of it training did not cover
+                taken = self._lookahead.take()
+            if taken is not None:
+                return taken
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        if not batches:
+            return 0, None
+        key = (self.args.seed, "train", self.state.global_step)
+        prompts = self._prompt_batch(batches)
+        return len(batches), self._collect(prompts, key, first=self._first(self.state.global_step))
+
+    def _look_ahead(self, epoch_iterator: Iterator[Any], num_batches: int) -> None:
+        """Begins the next step's rollout, unless a checkpoint comes first.
+
+        What goes on after a checkpoint is collected under its parameters, as it is when training
+        is resumed from it.
+        """
+        if self._lookahead is None or self._saves_after(self.state.global_step + 1):
+            return
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        if batches:
+            self._lookahead.start(
+                self.collector,
+                self._prompt_batch(batches),
+                key=(self.args.seed, "train", self.state.global_step + 1),
+                first=self._first(self.state.global_step + 1),
+                num_batches=len(batches),
+            )
+
+    def _first(self, step: int) -> int:
+        """How many prompts of the run come before a step."""
+        args = self.args
+        per_pass = self._train_batch_size * args.world_size
+        return int(step * per_pass * args.gradient_accumulation_steps)
+
+    def _teach_sampler(self, rollout: RolloutBatch) -> None:
+        sampler = self.collector.sampler
+        sampler.observe(rollout.weights, self.normalizer.normalize(rollout.rewards))
+        if (pending := sampler.pending()).numel():
+            sampler.absorb(self._reduce(pending))
+
+    def _saves_after(self, step: int) -> bool:
+        by_steps = self.args.save_strategy == "steps" and self.state.save_steps
+        return bool(by_steps) and step % self.state.save_steps == 0
+
+    def _make_lookahead(self) -> Lookahead:
+        device = self.args.async_rollout_device
+        replica = replicate(self.model, None if device is None else torch.device(device))
+        generator = self.make_generator(replica)
+        return Lookahead(self.model, replica, generator, context=self.accelerator.autocast)
+
+    def _collect(
+        self,
+        prompts: PromptBatch,
+        key: tuple[int | str, ...],
+        *,
+        first: int = 0,
+        constant: bool = False,
+    ) -> RolloutBatch:
+        collector = self.collector
+        if constant:  # weights that do not change while training goes on
+            collector = replace(collector, sampler=collector.sampler.constant())
+        with torch.no_grad(), self.accelerator.autocast():
+            return collector.collect(prompts, key=key, first=first)
 
     def _pair(self, rollout: RolloutBatch, mode: str = "train") -> tuple[PairBatch, PairStatistics]:
         pairs, statistics = build_pairs(
@@ -431,7 +511,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         relabeled = pairs.relabeled.nonzero().flatten().tolist()
         new = pairs.select(relabeled)
         own = replace(new, prompt_ids=[rollout.prompt_ids[row] for row in new.rows.tolist()])
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             logps = [self._logps(self.model, each, self._linear_head) for each in (new, own)]
         lengths = torch.tensor([[len(ids) for ids in pair] for pair in new.completion_ids])
         lengths = lengths.view(-1, 2).to(logps[0].device)
@@ -443,7 +523,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
 
     def _reference_logps(self, pairs: PairBatch) -> Tensor:
         """Log-probabilities `[P, 2]` under the reference."""
-        with self.reference.active() as model, self.compute_loss_context_manager():
+        with self.reference.active() as model, self.accelerator.autocast():
             if self._reference_linear_head is None:  # tried once: it takes two forward passes
                 shared = model is self.model
                 self._reference_linear_head = self._linear_head if shared else head_is_linear(model)
@@ -560,6 +640,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         for name in ("active", "ties", "duplicates", "undefined"):
             metrics.add(f"pairs/{name}", getattr(statistics, name), statistics.labeled)
         metrics.add("pairs/flipped", statistics.flipped, statistics.relabeled)
+        hits, misses = self.collector.panel.cache.pop_counts()
+        metrics.add("score/cache_hits", hits, hits + misses)
         lengths = [len(c) for pair in rollout.completion_ids for c in pair]
         metrics.add("completions/mean_length", sum(lengths), len(lengths))
         truncated = (~rollout.finished).sum().item()
@@ -613,6 +695,19 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             )
         return RewardPanel(rewards)
 
+    def _make_sampler(self, given: Any, num_objectives: int) -> WeightSampler:
+        if given is not None:
+            return as_sampler(given)
+        args = self.args
+        return make_sampler(
+            args.weight_sampler,
+            concentration=args.concentration,
+            num_objectives=num_objectives,
+            corner_probability=args.corner_probability,
+            exploration=args.exploration,
+            seed=derive_seed(args.seed, "weights"),
+        )
+
     def _calibrate_once(self) -> None:
         """Fits the z-score on the reference's own samples, under weights drawn as in training."""
         fitted = bool(self.normalizer.statistics.count.any())
@@ -638,7 +733,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             collector = self.collector
             if model is not self.model:
                 collector = replace(collector, generator=self.make_generator(model))
-            with torch.no_grad(), self.compute_loss_context_manager():
+            collector = replace(collector, sampler=collector.sampler.constant())
+            with torch.no_grad(), self.accelerator.autocast():
                 return collector.collect(prompts, key=(self.args.seed, "calibrate")).rewards
 
     def _reduced_state(self) -> dict[str, Any]:
@@ -648,7 +744,11 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             stacked = torch.tensor([state[n] for n in sorted(state)], dtype=torch.float64)
             totals = self._reduce(stacked).tolist()
             state = dict(zip(sorted(state), totals, strict=True))
-        return {"metrics": state, "normalizer": self.normalizer.state_dict()}
+        return {
+            "metrics": state,
+            "normalizer": self.normalizer.state_dict(),
+            "weight_sampler": self.collector.sampler.state_dict(),
+        }
 
     def _restore_state(self, checkpoint: Path) -> None:
         RunManifest.load(checkpoint)
@@ -660,6 +760,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             )
         state = json.loads(path.read_text(encoding="utf-8"))
         self.normalizer = Normalizer.from_state_dict(state["normalizer"])
+        if self.collector.sampler.state_dict():
+            self.collector.sampler.load_state_dict(state.get("weight_sampler", {}))
         if self.args.process_index == 0:
             self._metrics["train"].load_state_dict(state["metrics"])
         else:
