@@ -87,13 +87,12 @@ def read(tmp_path, text, name="weights.csv", objectives=NAMES):
     "text",
     [
         "helpful,harmless,humor\n0.5,0.3,0.2\n1,0,0\n",
-        "humor,helpful,harmless\n0.2,0.5,0.3\n0,1,0\n",
-        "\ufeffhumor , helpful,harmless\r\n0.2,0.5,0.3\r\n\r\n0,1,0\r\n",
-        '"humor","helpful","harmless"\n0.2,0.5,0.3\n0,1,0',
+        "\ufeffhelpful , harmless,humor\r\n0.5,0.3,0.2\r\n\r\n1,0,0\r\n",
+        '"helpful","harmless","humor"\n0.5,0.3,0.2\n1,0,0',
         "0.5,0.3,0.2\n1,0,0\n",
     ],
 )
-def test_csv_columns_are_matched_by_name(tmp_path, text):
+def test_csv_has_the_policys_columns(tmp_path, text):
     assert read(tmp_path, text) == [[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]
 
 
@@ -105,17 +104,17 @@ def test_csv_columns_are_matched_by_name(tmp_path, text):
             {"helpful": 1, "humor": 0, "harmless": 0},
         ],
         [[0.5, 0.3, 0.2], [1, 0, 0]],
-        {"objectives": ["humor", "helpful", "harmless"], "weights": [[0.2, 0.5, 0.3], [0, 1, 0]]},
+        {"objectives": ["helpful", "harmless", "humor"], "weights": [[0.5, 0.3, 0.2], [1, 0, 0]]},
         {"weights": [[0.5, 0.3, 0.2], [1, 0, 0]]},
     ],
 )
-def test_json_is_matched_by_name(tmp_path, content):
+def test_json_lists_weights_or_names_them(tmp_path, content):
     rows = read(tmp_path, json.dumps(content), "weights.json")
     assert rows == [[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]
 
 
 def test_objectives_with_numbers_for_names_have_a_header(tmp_path):
-    assert read(tmp_path, "2,1\n0.25,0.75\n", objectives=("1", "2")) == [[0.75, 0.25]]
+    assert read(tmp_path, "1,2\n0.75,0.25\n", objectives=("1", "2")) == [[0.75, 0.25]]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +125,7 @@ def test_objectives_with_numbers_for_names_have_a_header(tmp_path):
         ("helpful,harmless\n0.5,0.5\n", "it names"),
         ("helpful,harmless,humour\n1,0,0\n", "humour"),
         ("helpful,helpful,humor\n1,0,0\n", "it names"),
+        ("humor,helpful,harmless\n0.2,0.5,0.3\n", "but the policy's order is"),
         ("helpful,harmless,humor,extra\n1,0,0,0\n", "extra"),
         ("0.5,0.5\n", "line 1 has 2 values"),
         ("0.5,0.3,0.2\n0.5,0.5\n", "line 2 has 2 values"),
@@ -152,6 +152,10 @@ def test_csv_that_does_not_fit_is_refused(tmp_path, text, reason):
         ("[]", "no weights in it"),
         ('{"objectives": ["a"], "weights": [[1]]}', "it names"),
         ('[{"helpful": 1, "harmless": 0}]', "it names"),
+        (
+            '{"objectives": ["humor", "helpful", "harmless"], "weights": [[1, 0, 0]]}',
+            "but the policy's order is",
+        ),
         ("[[1, 0]]", "row 1 has 2 values"),
         ("[[1, 0, null]]", "row 1 is not numbers"),
         ("[1, 0, 0]", "row 1 is 1"),
@@ -172,9 +176,13 @@ def test_a_missing_file_is_named(tmp_path):
     st.permutations(range(3)),
 )
 @settings(max_examples=30)
-def test_any_order_of_columns_reads_the_same(tmp_path_factory, rows, order):
+def test_only_the_policys_own_order_of_columns_is_read(tmp_path_factory, rows, order):
     weights = np.array(rows) / np.sum(rows, axis=1, keepdims=True)
     lines = [[NAMES[i] for i in order], *([repr(float(row[i])) for i in order] for row in weights)]
     path = tmp_path_factory.mktemp("weights") / "w.csv"
     path.write_text("\n".join(",".join(line) for line in lines))
-    assert np.allclose(load_weights_file(path, NAMES), weights, atol=1e-12)
+    if list(order) == [0, 1, 2]:
+        assert np.allclose(load_weights_file(path, NAMES), weights, atol=1e-12)
+    else:
+        with pytest.raises(WeightsError, match="order"):
+            load_weights_file(path, NAMES)

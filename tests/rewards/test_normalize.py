@@ -158,3 +158,23 @@ def test_empty_moments_are_neutral() -> None:
     for merged in (merge_moments(Moments.empty(1), some), merge_moments(some, Moments.empty(1))):
         assert torch.equal(merged.mean, some.mean)
         assert torch.equal(merged.m2, some.m2)
+
+
+def test_the_ideal_is_the_best_so_far_on_the_normalized_scale():
+    normalizer = Normalizer("calibrate", 2)
+    normalizer.calibrate(torch.tensor([[0.0, 10.0], [2.0, NAN], [1.0, 30.0]]))
+    # Standard deviations sqrt(2/3) and 10, means 1 and 20.
+    torch.testing.assert_close(normalizer.ideal(), torch.tensor([1.5**0.5, 1.0]))
+    normalizer.observe(torch.tensor([[1.0, 50.0], [NAN, 0.0]]))
+    torch.testing.assert_close(normalizer.ideal(), torch.tensor([1.5**0.5, 3.0]))
+    assert torch.equal(normalizer.normalize(torch.tensor([1.0, 20.0])), torch.zeros(2))
+    again = Normalizer.from_state_dict(json.loads(json.dumps(normalizer.state_dict())))
+    assert torch.equal(again.ideal(), normalizer.ideal())
+
+
+def test_without_rewards_the_ideal_is_zero_and_older_states_have_none():
+    normalizer = Normalizer("none", 2)
+    assert normalizer.ideal().tolist() == [0.0, 0.0]
+    state = normalizer.state_dict()
+    del state["best"]
+    assert Normalizer.from_state_dict(state).ideal().tolist() == [0.0, 0.0]

@@ -165,3 +165,15 @@ def test_selected_pairs_keep_all_their_fields():
     assert second.rows.tolist() == [1]
     assert second.votes.tolist() == [[1.0, 0.0]]
     assert second.prompt_ids == [(1,)]
+
+
+def test_chebyshev_measures_from_the_best_seen():
+    # Under even weights the sums tie at 1.1 to 1.0 for the extreme; the middle regrets less.
+    rollout = make_rollout([[[1.1, 0.0], [0.5, 0.5]]], [[0.5, 0.5]])
+    normalizer = Normalizer("none", 2)
+    normalizer.observe(torch.tensor([[1.1, 1.0]]))
+    options = {"encode": lambda *_: (0,), "normalizer": normalizer}
+    linear, _ = build_pairs(rollout, scalarization="linear", **options)
+    chebyshev, _ = build_pairs(rollout, scalarization="chebyshev", **options)
+    assert linear.candidates.tolist() == [[0, 1]]
+    assert chebyshev.candidates.tolist() == [[1, 0]]

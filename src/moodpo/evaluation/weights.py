@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,10 @@ def default_weights(num_objectives: int, levels: int | None = None) -> FloatArra
 def load_weights_file(path: str | os.PathLike[str], objectives: Sequence[str]) -> FloatArray:
     """Reads weight vectors from a CSV or JSON file.
 
-    CSV: a header of objective names in any order, or none and exactly K columns in the policy's
-    order. JSON: a list of `{name: weight}`, a list of lists of K numbers, or
-    `{"objectives": names, "weights": lists}`. Rows are normalized to sum to 1.
+    CSV: K columns in the policy's order, under a header of their names or none. JSON: a list of
+    `{name: weight}`, a list of lists of K numbers, or `{"objectives": names, "weights": lists}`.
+    Rows are normalized to sum to 1. Columns in another order are refused: a file that was made for
+    another policy is the likelier cause than a wish.
 
     Args:
         path: Ends in `.json` for JSON; anything else is read as CSV.
@@ -73,8 +74,8 @@ def load_weights_file(path: str | os.PathLike[str], objectives: Sequence[str]) -
         `[W, K]` in the policy's order.
 
     Raises:
-        WeightsError: If the file cannot be read, names other objectives, or a row is not K
-            non-negative numbers with a positive sum.
+        WeightsError: If the file cannot be read, names other objectives or another order of them,
+            or a row is not K non-negative numbers with a positive sum.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -160,11 +161,10 @@ def _read_csv(text: str, objectives: tuple[str, ...]) -> list[tuple[str, Sequenc
     lines = [(number, row) for number, row in lines if any(row)]
     if not lines:
         return []
-    order = list(range(len(objectives)))
     if not _is_numeric(lines[0][1]) or set(lines[0][1]) == set(objectives):
-        order = _order(lines[0][1], objectives)
+        _check_order(lines[0][1], objectives)
         lines = lines[1:]
-    return [(f"line {number}", _picked(row, order, f"line {number}")) for number, row in lines]
+    return [(place, _counted(row, objectives, place)) for place, row in _placed(lines)]
 
 
 def _read_json(text: str, objectives: tuple[str, ...]) -> list[tuple[str, Sequence[Any]]]:
@@ -177,35 +177,45 @@ def _read_json(text: str, objectives: tuple[str, ...]) -> list[tuple[str, Sequen
         names, content = content.get("objectives", objectives), content.get("weights")
     if not isinstance(content, list) or not isinstance(names, list | tuple):
         raise WeightsError('it must be a list, or {"objectives": [...], "weights": [...]}.')
-    order = _order([str(name) for name in names], objectives)
+    _check_order([str(name) for name in names], objectives)
     return [
-        (f"row {i + 1}", _json_row(row, order, objectives, f"row {i + 1}"))
+        (f"row {i + 1}", _json_row(row, objectives, f"row {i + 1}"))
         for i, row in enumerate(content)
     ]
 
 
-def _json_row(row: Any, order: list[int], objectives: tuple[str, ...], place: str) -> list[Any]:
-    if isinstance(row, dict):
-        _order(list(row), objectives)
+def _json_row(row: Any, objectives: tuple[str, ...], place: str) -> list[Any]:
+    if isinstance(row, dict):  # each weight has its name beside it: no order to mistake
+        _check_names(list(row), objectives)
         return [row[name] for name in objectives]
     if not isinstance(row, list):
         raise WeightsError(f"{place} is {row!r}, not a list or an object.")
-    return _picked(row, order, place)
+    return _counted(row, objectives, place)
 
 
-def _order(names: Sequence[str], objectives: tuple[str, ...]) -> list[int]:
-    """The column of each objective; names must be the objectives, each once, in any order."""
+def _check_names(names: Sequence[str], objectives: tuple[str, ...]) -> None:
     if sorted(names) != sorted(objectives):
+        raise WeightsError(f"it names {list(names)}, but the objectives are {list(objectives)}.")
+
+
+def _check_order(names: Sequence[str], objectives: tuple[str, ...]) -> None:
+    _check_names(names, objectives)
+    if tuple(names) != objectives:
         raise WeightsError(
-            f"it names {list(names)}, but the objectives are {list(objectives)} (any order)."
+            f"its columns are {list(names)}, but the policy's order is {list(objectives)}."
         )
-    return [list(names).index(name) for name in objectives]
 
 
-def _picked(row: Sequence[Any], order: Sequence[int], place: str) -> list[Any]:
-    if len(row) != len(order):
-        raise WeightsError(f"{place} has {len(row)} values, but there are {len(order)} objectives.")
-    return [row[column] for column in order]
+def _placed(lines: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[str, list[str]]]:
+    return ((f"line {number}", row) for number, row in lines)
+
+
+def _counted(row: Sequence[Any], objectives: Sequence[str], place: str) -> list[Any]:
+    if len(row) != len(objectives):
+        raise WeightsError(
+            f"{place} has {len(row)} values, but there are {len(objectives)} objectives."
+        )
+    return list(row)
 
 
 def _is_numeric(row: Sequence[str]) -> bool:

@@ -111,10 +111,12 @@ class Normalizer:
         self.kind = kind
         self.num_objectives = num_objectives
         self.statistics = Moments.empty(num_objectives)
+        self.best = torch.full((num_objectives,), -torch.inf, dtype=torch.float64)  # raw, so far
 
     def observe(self, rewards: Tensor) -> None:
-        """Learns from raw rewards `[N, K]`; only a `running` normalizer does."""
+        """Notes the best of raw rewards `[N, K]`; a `running` normalizer also learns its scale."""
         self._check_width(rewards)
+        self._note_best(rewards)
         if self.kind == "running":
             self.statistics = merge_moments(self.statistics, moments(rewards))
 
@@ -127,6 +129,7 @@ class Normalizer:
             ConfigError: If an objective has no score at all among the samples.
         """
         self._check_width(rewards)
+        self._note_best(rewards)
         if self.kind != "calibrate":
             return
         statistics = moments(rewards)
@@ -155,6 +158,11 @@ class Normalizer:
             )
         return standardize(rewards, self.statistics)
 
+    def ideal(self) -> Tensor:
+        """The best normalized reward of each objective so far `[K]`; 0 where there is none."""
+        best = torch.where(self.best.isfinite(), self.normalize(self.best), 0.0)
+        return best.float()
+
     def state_dict(self) -> dict[str, Any]:
         """The kind and the statistics as plain JSON values; `from_state_dict` restores them."""
         statistics = self.statistics
@@ -164,6 +172,7 @@ class Normalizer:
             "count": statistics.count.tolist(),
             "mean": statistics.mean.tolist(),
             "m2": statistics.m2.tolist(),
+            "best": [value if value > -torch.inf else None for value in self.best.tolist()],
         }
 
     @classmethod
@@ -188,7 +197,15 @@ class Normalizer:
                 f" for {normalizer.num_objectives} objectives. Restore it from another checkpoint."
             )
         normalizer.statistics = Moments(*tensors)
+        saved = state.get("best", [None] * normalizer.num_objectives)
+        best = [-torch.inf if value is None else value for value in saved]
+        normalizer.best = torch.tensor(best, dtype=torch.float64)
         return normalizer
+
+    def _note_best(self, rewards: Tensor) -> None:
+        values = rewards.detach().to("cpu", torch.float64).nan_to_num(nan=-torch.inf)
+        if len(values):
+            self.best = torch.maximum(self.best, values.amax(dim=0))
 
     def _check_width(self, rewards: Tensor) -> None:
         if rewards.shape[-1] != self.num_objectives:

@@ -95,6 +95,7 @@ def build_pairs(
         pool.normalized[:, None].expand(-1, labels.shape[1], -1, -1).flatten(0, 1),
         labels.flatten(0, 1),
         scalarization,
+        ideal=normalizer.ideal(),
     ).view(*labels.shape[:2], -1)  # [B, L, G]
     pairings, votes = _pair(pool, labels, utilities, pairing)
     active = torch.stack([p.active for p in pairings])  # [L, B]

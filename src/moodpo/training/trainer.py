@@ -297,7 +297,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         count, rollout = self._next_rollout(epoch_iterator, num_batches)
         if rollout is None:
             return [], None
-        if self.args.reward_normalization == "running":
+        if self.args.reward_normalization == "running" or self.args.scalarization == "chebyshev":
             self.normalizer.observe(self._gather(rollout.rewards).flatten(0, 1))
         pairs, statistics = self._pair(rollout)
         self._record_rollout("train", rollout, pairs, statistics)
@@ -662,7 +662,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
     def _sample_rows(self, rollout: RolloutBatch) -> list[dict[str, Any]]:
         rewards = self.normalizer.normalize(rollout.rewards)
         pairing = pair_completions(
-            scalarize(rewards, rollout.weights, self.args.scalarization),
+            scalarize(
+                rewards, rollout.weights, self.args.scalarization, ideal=self.normalizer.ideal()
+            ),
             identities=identities(rollout.completion_ids),
         )
         return sample_rows(
