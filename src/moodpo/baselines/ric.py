@@ -15,6 +15,7 @@ Shapes: N samples, K objectives.
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -315,6 +316,11 @@ class _Collator:
 class _FineTuner(Trainer):  # type: ignore[misc]
     """Cross-entropy on completion tokens, without the logits of the prompt's."""
 
+    @functools.cached_property
+    def linear_head(self) -> bool:
+        """Tried once: it takes two forward passes."""
+        return head_is_linear(self.model)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -324,7 +330,7 @@ class _FineTuner(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Mean negative log-probability of the completion tokens of one batch, in nats."""
         tokens = inputs["tokens"].to(self.args.device)
-        scored = completion_logps(model, tokens, linear_head=head_is_linear(self.model))
+        scored = completion_logps(model, tokens, linear_head=self.linear_head)
         loss = -scored.logps.sum() / len(tokens.targets)
         return (loss, {}) if return_outputs else loss
 
