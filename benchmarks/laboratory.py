@@ -283,14 +283,24 @@ def answer_rewards(problem: Problem, policy: SteerablePolicy, *, samples: int) -
 # ---- Settings ----
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "antithetic": {"relabel": "antithetic"},
     "mo-odpo": {"relabel": "none"},
+    "antithetic": {},
+    "antithetic-3": {"num_relabels": 3},
+    "fresh": {"relabel": "fresh"},
+    "fresh-3": {"relabel": "fresh", "num_relabels": 3},
+    "best-of-4": {"num_generations": 4},
+    "spread": {"num_generations": 4, "weights_per_prompt": 2, "relabel": "none"},
+    "contrastive": {"contrastive_coefficient": 0.5},
+    "per-objective": {"pairing": "per_objective"},
+    "warm-start": {"warmup_steps_sft": 16},
+    "corners": {"weight_sampler": "corners"},
+    "stratified": {"weight_sampler": "stratified"},
+    "front": {"weight_sampler": "front"},
     "chebyshev": {"scalarization": "chebyshev"},
-    "chebyshev-raw": {"scalarization": "chebyshev", "reward_normalization": "none"},
 }
-"""What differs from `BASE`. A function makes an argument of the trainer from the problem, as in
-`{"weight_sampler": lambda problem: ...}`; anything else is a setting of `MOODPOConfig`.
-`chebyshev-raw`: without normalization the ideal is 0, whence the trainer measures regrets."""
+"""What differs from `BASE`, which relabels antithetically, as the defaults do. Every setting samples
+as many completions: more of a prompt make the batch smaller. A function makes an argument of the trainer from the problem, as in
+`{"weight_sampler": lambda problem: ...}`; anything else is a setting of `MOODPOConfig`."""
 
 BASE: dict[str, Any] = {
     "min_new_tokens": LENGTH,
@@ -312,6 +322,7 @@ def make_trainer(
     seed: int,
     folder: str,
 ) -> MOODPOTrainer:
+    completions = setting.get("num_generations", 2)
     config = {name: value for name, value in setting.items() if not callable(value)}
     extra = {name: make(problem) for name, make in setting.items() if callable(make)}
     trainer = MOODPOTrainer(
@@ -320,7 +331,7 @@ def make_trainer(
         args=MOODPOConfig(
             output_dir=folder,
             max_steps=args.steps,
-            per_device_train_batch_size=args.batch_size,
+            per_device_train_batch_size=max(1, 2 * args.batch_size // completions),
             generation_batch_size=GENERATED_AT_ONCE,
             seed=seed,
             report_to="none",
@@ -480,7 +491,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--problems", nargs="+", choices=list(PROBLEMS), default=["convex-2", "concave-2"]
     )
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        choices=list(SETTINGS),
+        default=["mo-odpo", "antithetic", "chebyshev"],
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument(

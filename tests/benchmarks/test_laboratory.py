@@ -201,7 +201,7 @@ def test_a_setting_may_bring_arguments_of_the_trainer(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "setting", "bar"),
-    [("convex-2", "antithetic", 0.97), ("concave-2", "chebyshev-raw", 0.95)],
+    [("convex-2", "antithetic", 0.97), ("concave-2", "chebyshev", 0.95)],
 )
 def test_a_run_of_minutes_reaches_the_optimum(problem, setting, bar):
     assert run(problem, setting)["hypervolume"] > bar
