@@ -298,9 +298,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "front": {"weight_sampler": "front"},
     "chebyshev": {"scalarization": "chebyshev"},
 }
-"""What differs from `BASE`, which relabels antithetically, as the defaults do. Every setting samples
-as many completions: more of a prompt make the batch smaller. A function makes an argument of the trainer from the problem, as in
-`{"weight_sampler": lambda problem: ...}`; anything else is a setting of `MOODPOConfig`."""
+"""What differs from `BASE`, which relabels antithetically, as the defaults do. All settings sample
+as many completions: more of a prompt make the batch smaller. A function makes an argument of the
+trainer from the problem, as in `{"weight_sampler": lambda problem: ...}`; anything else is a
+setting of `MOODPOConfig`."""
 
 BASE: dict[str, Any] = {
     "min_new_tokens": LENGTH,

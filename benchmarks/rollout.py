@@ -1,10 +1,10 @@
 """Rollouts: `HFGenerator` against `model.generate`, on the same prompts, interleaved.
 
-Run by hand: `python benchmarks/rollout.py --threads 1 --dtype bfloat16`. Every repetition times
-both ways in turn, so that a busy machine slows both; ratios are those of the medians. Seconds of
-processor time are shown beside those of the clock: where others use the machine too, and nothing
-runs on a GPU, they are the fairer measure. Weights are random unless `--model` is a path: time
-does not depend on them, as no completion may end before `--new-tokens` unless `--vary` says so.
+Run by hand: `python benchmarks/rollout.py --threads 2`. Ratios are those of median tokens per
+second. Seconds of processor time are shown beside those of the clock: where others use the machine
+too, and nothing runs on a GPU, they are the fairer measure. Weights are random unless `--model` is
+a path: time does not depend on them, as no completion may end before `--new_tokens` unless `--vary`
+says so.
 """
 
 from __future__ import annotations
@@ -12,80 +12,73 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
+from machine import (
+    PRECISIONS,
+    VOCABULARY,
+    Timing,
+    add_model_option,
+    interleave,
+    load_model,
+    parse_options,
+    report,
+    save,
+    set_up,
+    spread_end_tokens,
+)
+from peft import LoraConfig, get_peft_model
 
 from moodpo.generation import HFGenerator, SamplingConfig
 from moodpo.records import TokenIds
 
-SHAPES = {
-    "smollm2": {
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-    },
-    "small": {
-        "hidden_size": 256,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "intermediate_size": 688,
-    },
-}
+QUICK = {"model": "tiny", "prompts": 2, "prompt_tokens": 8, "new_tokens": 4}
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2", help=f"{', '.join(SHAPES)}, or a path")
-    parser.add_argument("--dtype", default="bfloat16", help="dtype of the weights")
+    add_model_option(parser, "smollm2")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of weights")
     parser.add_argument("--autocast", action="store_true", help="run in a bfloat16 autocast")
     parser.add_argument("--lora", action="store_true", help="add LoRA to all linear layers")
     parser.add_argument("--prompts", type=int, default=16, help="number of prompts")
     parser.add_argument("--completions", type=int, default=2, help="completions per prompt")
-    parser.add_argument("--prompt-tokens", type=int, default=90, help="longest prompt")
-    parser.add_argument("--new-tokens", type=int, default=48, help="completion length")
-    parser.add_argument("--batch-size", type=int, default=64, help="sequences decoded at once")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus mass")
+    parser.add_argument("--prompt_tokens", type=int, default=90, help="longest prompt")
+    parser.add_argument("--new_tokens", type=int, default=48, help="completion length")
+    parser.add_argument("--batch_size", type=int, default=64, help="sequences decoded at once")
+    parser.add_argument("--top_p", type=float, default=1.0, help="nucleus mass")
     parser.add_argument("--vary", action="store_true", help="prompts and completions of any length")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved repetitions")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--profile", action="store_true", help="profile one more rollout of ours")
-    return parser.parse_args()
+    return parse_options(parser, argv, repeats=3, quick=QUICK)
 
 
-def load_model(args: argparse.Namespace) -> torch.nn.Module:
-    dtype = getattr(torch, args.dtype)
-    if args.model in SHAPES:
-        torch.manual_seed(0)
-        config = LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **SHAPES[args.model])
-        model = LlamaForCausalLM(config).to(dtype)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
+def make_model(args: argparse.Namespace) -> Any:
+    model = load_model(args.model, getattr(torch, args.precision))
     model.generation_config.eos_token_id = None
     if args.lora:
-        from peft import LoraConfig, get_peft_model
-
         model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval()
+    return model.eval()
 
 
 def make_prompts(args: argparse.Namespace) -> list[TokenIds]:
     draw = random.Random(0)
     shortest = args.prompt_tokens // 3 if args.vary else args.prompt_tokens
     lengths = [draw.randint(shortest, args.prompt_tokens) for _ in range(args.prompts)]
-    return [tuple(draw.randrange(5, 49_000) for _ in range(length)) for length in lengths]
+    return [tuple(draw.randrange(5, VOCABULARY) for _ in range(length)) for length in lengths]
 
 
-def ours(model: torch.nn.Module, prompts: list[TokenIds], args: argparse.Namespace) -> int:
+def end_tokens(args: argparse.Namespace) -> list[int]:
+    """None, or so many that completions of random weights have half the limit on average."""
+    return spread_end_tokens(args.new_tokens // 2) if args.vary else []
+
+
+# ---- The two ways; each returns how many tokens it sampled ----
+
+
+def ours(model: Any, prompts: list[TokenIds], args: argparse.Namespace) -> int:
     generator = HFGenerator(
         model,
         eos_token_ids=end_tokens(args),
@@ -99,7 +92,7 @@ def ours(model: torch.nn.Module, prompts: list[TokenIds], args: argparse.Namespa
     return sum(len(completion.token_ids) for row in rows for completion in row)
 
 
-def theirs(model: torch.nn.Module, prompts: list[TokenIds], args: argparse.Namespace) -> int:
+def theirs(model: Any, prompts: list[TokenIds], args: argparse.Namespace) -> int:
     """`generate` in batches of as many sequences, in the order given."""
     ends, tokens = set(end_tokens(args)), 0
     size = max(1, args.batch_size // args.completions)
@@ -126,72 +119,61 @@ def theirs(model: torch.nn.Module, prompts: list[TokenIds], args: argparse.Names
     return tokens
 
 
-def end_tokens(args: argparse.Namespace) -> list[int]:
-    # With random weights every token is about as likely: that many end tokens make completions
-    # of half the limit on average.
-    return list(range(0, 49_152, max(1, args.new_tokens // 2))) if args.vary else []
+WAYS = {"HFGenerator": ours, "model.generate": theirs}
 
 
-@dataclass
-class Timings:
-    """What the repetitions of one way took."""
-
-    wall: list[float] = field(default_factory=list)  # seconds
-    processor: list[float] = field(default_factory=list)  # seconds, of all threads
-    tokens: list[int] = field(default_factory=list)
-
-    def add(self, function: Callable[[], int]) -> None:
-        """Times one repetition, which returns how many tokens it sampled."""
-        wall, processor = time.perf_counter(), time.process_time()
-        self.tokens.append(function())
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.wall.append(time.perf_counter() - wall)
-        self.processor.append(time.process_time() - processor)
-
-    def rate(self, seconds: list[float]) -> float:
-        """Median tokens per second."""
-        return statistics.median(t / s for t, s in zip(self.tokens, seconds, strict=True))
+# ---- Measurement ----
 
 
-def main() -> None:
-    args = parse_arguments()
-    logging.set_verbosity_error()
-    torch.set_num_threads(args.threads)
-    model, prompts = load_model(args), make_prompts(args)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    set_up(args.threads)
+    model, prompts = make_model(args), make_prompts(args)
     cast = torch.autocast(model.device.type, torch.bfloat16) if args.autocast else nullcontext()
-    ways = {"HFGenerator": ours, "model.generate": theirs}
-    timings = {name: Timings() for name in ways}
     with torch.no_grad(), cast:
-        for _ in range(args.repeats):
-            for name, way in ways.items():
-                timings[name].add(lambda way=way: way(model, prompts, args))
+        ways = {name: lambda way=way: way(model, prompts, args) for name, way in WAYS.items()}
+        timings = interleave(ways, repeats=args.repeats)
         if args.profile:
-            profile(lambda: ours(model, prompts, args))
-    report(args, timings)
+            profile(ways["HFGenerator"])
+    shape = f"{args.prompts} x {args.completions} x {args.new_tokens} tokens"
+    title = f"Rollouts of `{args.model}` in {args.precision}, {shape}, {args.threads} threads"
+    header = ("way", "s", "tokens/s", "times as fast", "CPU s", "tokens/CPU s", "times as fast")
+    report(title, header, rows(timings))
+    save(args.save, {"rollout": record(args, timings)}, threads=args.threads)
 
 
-def report(args: argparse.Namespace, timings: dict[str, Timings]) -> None:
-    shape = f"{args.prompts} x {args.completions} x {args.new_tokens}"
-    print(f"{args.model} {args.dtype}: {shape} tokens, {args.threads} threads")
-    print(f"  {'':15} {'wall s':>8} {'tokens/s':>9} {'CPU s':>8} {'tokens/s':>9}")
+def rows(timings: dict[str, Timing]) -> list[list[str]]:
+    """One per way, compared with the last."""
+    base = list(timings.values())[-1]
+    cells = []
     for name, timing in timings.items():
-        cells = [
-            f"{statistics.median(seconds):8.2f} {timing.rate(seconds):9.1f}"
-            for seconds in (timing.wall, timing.processor)
-        ]
-        print(f"  {name:15} {' '.join(cells)}")
-    mine, other = timings.values()
-    wall = mine.rate(mine.wall) / other.rate(other.wall)
-    processor = mine.rate(mine.processor) / other.rate(other.processor)
-    print(f"  {'ratio':15} {wall:18.2f} {processor:18.2f}")
+        row = [name]
+        for kind in ("wall", "processor"):
+            seconds = statistics.median(getattr(timing, kind))
+            speed = rate(timing, kind)
+            row += [f"{seconds:.2f}", f"{speed:.1f}", f"{speed / rate(base, kind):.2f}"]
+        cells.append(row)
+    return cells
+
+
+def rate(timing: Timing, kind: str = "wall") -> float:
+    """Median tokens per second."""
+    seconds = getattr(timing, kind)
+    return statistics.median(t / s for t, s in zip(timing.results, seconds, strict=True))
+
+
+def record(args: argparse.Namespace, timings: dict[str, Timing]) -> dict[str, Any]:
+    ways = {
+        name: {**timing.record(), "tokens": timing.results, "tokens_per_second": rate(timing)}
+        for name, timing in timings.items()
+    }
+    return {"arguments": vars(args), "ways": ways}
 
 
 def profile(function: Callable[[], int]) -> None:
     with torch.profiler.profile() as profiler:
         function()
-    table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=16)
-    print(table)
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=16))
 
 
 if __name__ == "__main__":
