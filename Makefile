@@ -38,8 +38,14 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A short version of each, about three minutes on two idle cores; benchmarks/README.md has the whole.
 bench: install
-	$(BIN)/python benchmarks/rollout.py --repeats 3
+	$(BIN)/python benchmarks/rollout.py --threads 2 --model small --prompts 8 --new_tokens 32
+	$(BIN)/python benchmarks/logps.py --threads 2 --pairs 4 --lengths mixed --precisions bfloat16 --repeats 3
+	$(BIN)/python benchmarks/scoring.py --threads 2 --texts 16 --new_tokens 64 --lengths mixed --repeats 3
+	$(BIN)/python benchmarks/roofline.py --threads 2 --model small --prompts 8 --repeats 3
+	$(BIN)/python benchmarks/end_to_end.py --threads 2 --cases user tuned --precisions bfloat16 \
+		--new_tokens 16 --repeats 2
 
 clean:
 	rm -rf $(VENV) outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis

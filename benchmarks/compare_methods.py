@@ -393,7 +393,10 @@ def run(bench: Bench, method: str) -> SweepResult:
         bench.took[method] = {"completions": 0, **policy.record.training}
     bench.took[method]["processor_seconds"] = clock.seconds
     print(f"{method}: {bench.took[method]}; asking", flush=True)
-    return evaluate(bench, policy)
+    result = evaluate(bench, policy)
+    # Measured against the base model only at the end, but answers are kept as soon as they are in.
+    result.save(folder / "results.json")
+    return result
 
 
 def methods_table(comparison: Comparison, took: dict[str, dict[str, Any]]) -> Table:

@@ -245,14 +245,14 @@ def take_turns(
     Returns:
         Timings by way and pass.
     """
-    timings = {name: {each: Timing() for each in passes} for name in jobs}
+    timings = {name: {each: Timing(peak=0.0) for each in passes} for name in jobs}
     workers = {name: _start_worker(script, job) for name, job in jobs.items()}
     try:
         for each in passes:
             for repeat in range(warmups + repeats):
                 for name, worker in workers.items():
                     answer, timing = _ask(worker, each, name), timings[name][each]
-                    timing.peak = max(answer["peak"], 0.0 if not repeat else timing.peak)
+                    timing.peak = max(timing.peak, answer["peak"])
                     if repeat >= warmups:
                         timing.wall.append(answer["wall"])
                         timing.processor.append(answer["processor"])

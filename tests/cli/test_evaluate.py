@@ -44,7 +44,7 @@ def test_the_default_folder_is_beside_the_policy(run, trained, flags):
 
 def test_weights_file_held_out_rewards_and_no_baseline(run, trained, flags, tmp_path):
     weights = tmp_path / "w.csv"
-    weights.write_text("detail,brevity\n1,0\n")
+    weights.write_text("brevity,detail\n0,1\n")
     more = ["--held_out_reward_models", "positivity", "--baseline", "none"]
     more += ["--num_prompts", 2, "--output_dir", tmp_path]
     outcome = run("evaluate", trained, *flags[:2], *flags[4:], "--weights", weights, *more)
