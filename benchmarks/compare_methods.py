@@ -37,7 +37,6 @@ from moodpo.baselines import (
     train_soup,
 )
 from moodpo.baselines.members import (
-    Counted,
     Setup,
     add_adapter,
     base_rollouts,
@@ -52,6 +51,7 @@ from moodpo.evaluation.results import Baseline, SweepResult
 from moodpo.evaluation.sweep import sweep
 from moodpo.evaluation.tables import Column, Table, format_intervals, markdown_table
 from moodpo.evaluation.weights import default_weights
+from moodpo.generation.base import Completion, Generator
 from moodpo.manifest import write_json
 from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
@@ -59,7 +59,6 @@ from moodpo.serving.policy import SteerablePolicy
 from moodpo.tasks import EMBEDDED
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.rollout import NUM_COMPLETIONS
-from moodpo.training.samplers import DirichletSampler
 from moodpo.training.trainer import MOODPOTrainer, sampling_config
 
 EMBEDDED_NAME = "embedded"
@@ -85,7 +84,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reward_models", nargs="+", default=list(EMBEDDED["reward_models"]))
     parser.add_argument("--csv_path", default=EMBEDDED_NAME, help="training prompts")
     parser.add_argument("--eval_csv_path", default=EMBEDDED_NAME, help="held-out prompts")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=DEFAULT_METHODS)
     parser.add_argument("--completions", type=int, default=1280, help="sampled by each method")
     parser.add_argument("--minutes", type=float, help="end each method's training after so many")
     parser.add_argument("--envelope", action="store_true", help="whole budget per fixed weight")
@@ -149,7 +148,11 @@ class Bench:
         return training_config(
             args,
             output_dir=str(Path(args.output_dir) / method / "training"),
-            **{"max_steps": max(1, round(args.completions / policies / per_step)), **settings},
+            **{
+                "per_device_train_batch_size": args.batch_size,
+                "max_steps": max(1, round(args.completions / policies / per_step)),
+                **settings,
+            },
         )
 
     def options(self, method: str, *, policies: int = 1, **settings: Any) -> dict[str, Any]:
@@ -173,7 +176,6 @@ class Bench:
 
 def training_config(args: argparse.Namespace, **settings: Any) -> MOODPOConfig:
     return MOODPOConfig(
-        per_device_train_batch_size=args.batch_size,
         max_new_tokens=args.max_new_tokens,
         learning_rate=args.learning_rate,
         beta=args.beta,
@@ -249,20 +251,36 @@ def prompting(bench: Bench) -> PromptedPolicy:
     )
 
 
-def steerable(bench: Bench, *, method: str, relabel: str) -> SteerablePolicy:
+class CountedGenerator:
+    """Counts the completions of another generator."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.completions = 0
+
+    def generate(self, *args: Any, **kwargs: Any) -> list[tuple[Completion, ...]]:
+        """As the other."""
+        rows = self.generator.generate(*args, **kwargs)
+        self.completions += sum(map(len, rows))
+        return rows
+
+
+def steerable(bench: Bench, *, method: str) -> SteerablePolicy:
     """The method itself: one policy for all weights."""
-    options = bench.options(method, relabel=relabel)
+    settings = SETTINGS[method]
+    # Equal completions: more of a prompt make the batch smaller.
+    size = bench.args.batch_size * NUM_COMPLETIONS // settings.get("num_generations", 2)
+    options = bench.options(method, per_device_train_batch_size=size, **settings)
     args = options["args"]
-    sampler = DirichletSampler(args.concentration, len(bench.panel))
-    draw = Counted(lambda seeds: sampler.draw(seeds, positions=range(len(seeds))))
     model = add_adapter(bench.base(), options.pop("peft_config"), "default", seed=args.seed)
     normalizer = options.pop("normalizer")
-    trainer = MOODPOTrainer(model, weight_sampler=draw, **options)
+    trainer = MOODPOTrainer(model, **options)
     trainer.normalizer = normalizer
+    trainer.collector.generator = counted = CountedGenerator(trainer.collector.generator)
     trainer.train()
     trainer.save_model()
     bench.took[method] = {
-        "completions": draw.prompts * NUM_COMPLETIONS,
+        "completions": counted.completions,
         "steps": trainer.state.global_step,
     }
     return SteerablePolicy(
@@ -300,15 +318,28 @@ def ric(bench: Bench) -> Any:
     )
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "moodpo": {},
+    "mo-odpo": {"relabel": "none"},
+    "antithetic-3": {"num_relabels": 3},
+    "fresh": {"relabel": "fresh"},
+    "best-of-4": {"num_generations": 4},
+    "spread": {"num_generations": 4, "weights_per_prompt": 2, "relabel": "none"},
+    "contrastive": {"contrastive_coefficient": 0.5},
+    "per-objective": {"pairing": "per_objective"},
+    "warm-start": {"warmup_steps_sft": 10},
+    "corners": {"weight_sampler": "corners"},
+}
+"""`moodpo` is the method with its defaults, `mo-odpo` the published one, without relabeling; the
+others change one thing of the defaults."""
 METHODS: dict[str, Callable[[Bench], Any]] = {
     "prompting": prompting,
-    "moodpo": partial(steerable, method="moodpo", relabel="antithetic"),
-    "mo-odpo": partial(steerable, method="mo-odpo", relabel="none"),
     "soups": soups,
     "fixed": fixed,
     "ric": ric,
+    **{name: partial(steerable, method=name) for name in SETTINGS},
 }
-"""`moodpo` is the method with its defaults, `mo-odpo` the published one, without relabeling."""
+DEFAULT_METHODS = ["prompting", "moodpo", "mo-odpo", "soups", "fixed", "ric"]
 
 
 def open_bench(args: argparse.Namespace) -> Bench:

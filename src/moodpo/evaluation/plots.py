@@ -164,7 +164,7 @@ def _draw_plane(drawn: list[Series], baseline: Series | None) -> Any:
     axis = figure.add_subplot()
     _draw_pair(axis, drawn, baseline, (0, 1))
     axis.legend(loc="best", **_legend_style())
-    _label_corners(axis, drawn[-1])
+    _label_corners(axis, max(drawn, key=_reach))  # where the ends are farthest apart
     if single:
         _add_weight_bar(figure, axis, drawn[0].objectives)
     return figure
@@ -248,6 +248,11 @@ def _draw_region(axis: Any, points: FloatArray, ink: str) -> None:
     axis.plot(xs, ys, color=ink, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.8, zorder=1)
     axis.set_xlim(left=left)
     axis.set_ylim(bottom=bottom)
+
+
+def _reach(series: Series) -> float:
+    """The diagonal of the box around a series' points."""
+    return float(np.linalg.norm(np.nan_to_num(np.ptp(series.points().mean, axis=0))))
 
 
 def _label_corners(axis: Any, series: Series) -> None:
