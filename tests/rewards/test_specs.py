@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moodpo.errors import RewardSpecError
@@ -104,6 +104,7 @@ def test_unreadable_specs_are_refused_with_a_remedy(text: str, message: str) -> 
         parse_spec(text)
 
 
+@example("~\x00")
 @given(st.text(max_size=40))
 def test_any_text_is_a_spec_or_a_spec_error(text: str) -> None:
     try:

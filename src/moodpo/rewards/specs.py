@@ -329,7 +329,7 @@ def _split_body(body: str) -> tuple[str, dict[str, str]]:
 def _folder(target: str) -> Path:
     try:
         return Path(target).expanduser()
-    except RuntimeError:  # "~nobody": there is no such home
+    except (RuntimeError, ValueError):  # "~nobody" has no home, and "~\0" no name
         return Path(target)
 
 
