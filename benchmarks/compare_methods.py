@@ -44,7 +44,7 @@ from moodpo.baselines.members import (
 )
 from moodpo.conditioning import Conditioner
 from moodpo.data import embedded_prompts, load_prompts
-from moodpo.embedded import embedded_policy_path
+from moodpo.embedded import EMBEDDED_NAME, embedded_policy_path
 from moodpo.evaluation.analysis import analyze
 from moodpo.evaluation.compare import Comparison, compare, write_comparison
 from moodpo.evaluation.results import Baseline, SweepResult
@@ -61,7 +61,6 @@ from moodpo.training.config import MOODPOConfig
 from moodpo.training.rollout import NUM_COMPLETIONS
 from moodpo.training.trainer import MOODPOTrainer, sampling_config
 
-EMBEDDED_NAME = "embedded"
 QUICK = {
     "completions": 32,
     "batch_size": 4,

@@ -16,32 +16,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from machine import (
+    add_model_option,
     device_type,
     load_model,
     load_tokenizer,
+    parse_options,
     peak_memory,
     report,
     save,
     spread_end_tokens,
     synchronize,
+    take_turns,
+    word_prompts,
 )
 from peft import LoraConfig
 from transformers import TrainerCallback
 
 from moodpo.conditioning import Conditioner
+from moodpo.embedded import EMBEDDED_NAME
 
 CASES: dict[str, dict[str, Any]] = {
     "user": {"batch": 1, "accumulation": 8, "checkpointing": True},
@@ -57,7 +58,6 @@ QUICK = {
     "precisions": ["bfloat16"],
     "prompt_tokens": 48,
     "new_tokens": 4,
-    "repeats": 1,
 }
 OBJECTIVES = ("vowels", "spaces")
 SIDES = ("moodpo", "trl")
@@ -65,32 +65,26 @@ SIDES = ("moodpo", "trl")
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="small", help="small, smollm2, llama-1b, embedded, path")
+    add_model_option(parser, "small")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32", "best"])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--prompt_tokens", type=int, default=90, help="of a conditioned prompt")
     parser.add_argument("--new_tokens", type=int, default=48)
     parser.add_argument("--scale", type=int, default=1, help="times as many prompts per step")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save", metavar="FILE", help="write the measurements as JSON")
-    parser.add_argument("--quick", action="store_true", help="as small as can be: does it run?")
     parser.add_argument("--worker", metavar="JSON", help=argparse.SUPPRESS)
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(**QUICK)  # what was given still wins
-    return parser.parse_args(argv)
+    return parse_options(parser, argv, repeats=5, quick=QUICK)
 
 
 # ---- One side, in a process of its own ----
 
 
 class Gate(TrainerCallback):
-    """Takes one optimizer step per line of the standard input, and says what it took."""
+    """Takes one optimizer step per line of the standard input; answers as `answer_turns` does."""
 
     def __init__(self, answers: Any) -> None:
         self.answers = answers
-        self.started = 0.0
+        self.started = (0.0, 0.0)  # seconds of the clock, and of the processors
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Waits for the first step."""
@@ -99,14 +93,20 @@ class Gate(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports a step, and waits for the next."""
         synchronize()
-        answer = {"seconds": time.perf_counter() - self.started, "peak": peak_memory()}
+        wall, processor = self.started
+        answer = {
+            "wall": time.perf_counter() - wall,
+            "processor": time.process_time() - processor,
+            "peak": peak_memory(),
+            "result": None,
+        }
         print(json.dumps(answer), file=self.answers, flush=True)
         if state.global_step < state.max_steps:
             self._wait()
 
     def _wait(self) -> None:
         sys.stdin.readline()
-        self.started = time.perf_counter()
+        self.started = time.perf_counter(), time.process_time()
 
 
 def work(job: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ def work(job: dict[str, Any]) -> None:
     if job["precision"] == "best":
         job["precision"] = BEST[job["side"]]
     model = load_model(job["model"], getattr(torch, job["precision"]))
-    if job["natural"] and job["model"] != "embedded":
+    if job["natural"] and job["model"] != EMBEDDED_NAME:
         model.generation_config.eos_token_id = spread_end_tokens(job["new_tokens"] // 2)
     make = {"moodpo": make_moodpo, "trl": make_trl}[job["side"]]
     with tempfile.TemporaryDirectory() as folder:
@@ -202,12 +202,9 @@ def conditioner() -> Conditioner:
 
 def raw_prompts(job: dict[str, Any], tokenizer: Any) -> list[str]:
     """Prompts of common words, as long as asked for once they are conditioned."""
-    draw = random.Random(0)
-    words = [" the", " of", " and", " house", " river", " bread", " stone", " light", " old"]
     frame = len(conditioner().encode(tokenizer, "", [0.5, 0.5]))
-    length = max(1, job["prompt_tokens"] - frame)
     count = job["batch"] * job["accumulation"] * job["steps"]
-    return ["".join(draw.choice(words) for _ in range(length)).strip() for _ in range(count)]
+    return word_prompts(count, max(1, job["prompt_tokens"] - frame))
 
 
 def vowels(prompts: Any, completions: Any, **_: Any) -> list[float]:
@@ -228,41 +225,11 @@ def text(completion: Any) -> str:
 # ---- Both sides, in turn ----
 
 
-def measure(job: dict[str, Any], sides: Sequence[str]) -> dict[str, dict[str, Any]]:
+def measure(job: dict[str, Any], sides: Sequence[str], *, repeats: int) -> dict[str, Any]:
     """Steps of all sides in turn; the first of each is a warm-up."""
-    workers = {side: start({**job, "side": side}) for side in sides}
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    peaks: dict[str, float] = {}
-    for step in range(job["steps"]):
-        for side, worker in workers.items():
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-            line = worker.stdout.readline()
-            if not line:
-                raise SystemExit(f"{side} ended before its step {step}: see its messages above.")
-            answer = json.loads(line)
-            peaks[side] = answer["peak"]
-            if step:
-                seconds[side].append(answer["seconds"])
-    for worker in workers.values():
-        worker.communicate()
-    return {
-        side: {"seconds": seconds[side], "median": statistics.median(seconds[side]), "peak": peak}
-        for side, peak in peaks.items()
-    }
-
-
-def start(job: dict[str, Any]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, __file__, "--worker", json.dumps(job)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=None,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
+    jobs = {side: {**job, "side": side} for side in sides}
+    timings = take_turns(__file__, jobs, passes=["step"], repeats=repeats)
+    return {side: timings[side]["step"].record() for side in sides}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -285,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
             job["batch"] *= args.scale if job["accumulation"] == 1 else 1
             job["accumulation"] *= args.scale if job["accumulation"] > 1 else 1
-            result = measure(job, args.sides)
+            result = measure(job, args.sides, repeats=args.repeats)
             records.append({"case": case, **job, "result": result})
             rows.append(row(case, job, result))
             print(rows[-1], file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import random
 import re
 import resource
 import statistics
@@ -30,10 +31,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.utils import logging
 
-from moodpo.embedded import embedded_policy_path
+from moodpo.embedded import EMBEDDED_NAME, embedded_policy_path
 
 VOCABULARY = 49_152
-EMBEDDED = "embedded"
+WORDS = (" the", " of", " and", " house", " river", " bread", " stone", " light", " old")
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
         "hidden_size": 32,
@@ -100,7 +101,7 @@ def parse_options(
 
 def add_model_option(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
-        "--model", default=default, help=f"{', '.join(SHAPES)}, {EMBEDDED}, or a path"
+        "--model", default=default, help=f"{', '.join(SHAPES)}, {EMBEDDED_NAME}, or a path"
     )
 
 
@@ -130,7 +131,7 @@ def load_model(
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.generation_config.eos_token_id = None
     else:
-        path = str(embedded_policy_path()) if name == EMBEDDED else name
+        path = str(embedded_policy_path()) if name == EMBEDDED_NAME else name
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     return model.to(device_type())
 
@@ -138,6 +139,12 @@ def load_model(
 def load_tokenizer() -> Any:
     """The embedded policy's: its vocabulary is that of `SHAPES`."""
     return AutoTokenizer.from_pretrained(str(embedded_policy_path()))
+
+
+def word_prompts(count: int, num_tokens: int) -> list[str]:
+    """Texts of common words, each of them one token of the embedded policy's tokenizer."""
+    draw = random.Random(0)
+    return ["".join(draw.choices(WORDS, k=num_tokens)).strip() for _ in range(count)]
 
 
 def spread_end_tokens(mean_length: int, vocabulary: int = VOCABULARY) -> list[int]:

@@ -44,13 +44,12 @@ from machine import (
     save,
     set_up,
     synchronize,
+    word_prompts,
 )
 from transformers import PrinterCallback, TrainerCallback
 
 from moodpo import MOODPOConfig, MOODPOTrainer
 from moodpo.conditioning import Conditioner
-
-WORDS = (" the", " of", " and", " house", " river", " bread", " stone", " light", " old")
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,7 @@ def make_prompts(job: dict[str, Any], conditioner: Conditioner, tokenizer: Any) 
             f"The instruction for {job['objectives']} objectives alone has more than "
             f"--prompt_tokens {job['prompt_tokens']}. Pass {job['prompt_tokens'] - words + 1}."
         )
-    draw = random.Random(0)
-    return ["".join(draw.choices(WORDS, k=words)).strip() for _ in range(job["prompts"])]
+    return word_prompts(job["prompts"], words)
 
 
 def make_reward(k: int) -> Callable[..., list[float]]:

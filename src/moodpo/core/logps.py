@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moodpo.core.precision import compute_dtype
 from moodpo.core.vocabulary import chunked_logps
 from moodpo.records import TokenIds
 
@@ -262,9 +263,7 @@ def _bare_hidden_states(model: nn.Module) -> Iterator[tuple[nn.Linear, list[torc
     dtypes: list[torch.dtype] = []
 
     def pass_through(input: Tensor) -> Tensor:
-        device = input.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtypes.append(torch.get_autocast_dtype(device) if autocast else input.dtype)
+        dtypes.append(compute_dtype(input.device.type, input.dtype))
         return input
 
     head.forward = pass_through  # type: ignore[method-assign]
@@ -299,13 +298,8 @@ def _additive_mask(mask: Tensor, model: nn.Module) -> Tensor:
     # eager attention, so hand over what every implementation understands.
     if mask.dim() != 4:
         return mask
-    dtype = _compute_dtype(mask.device, model)
+    own = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = compute_dtype(mask.device.type, own)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
         ~mask, torch.finfo(dtype).min
     )
-
-
-def _compute_dtype(device: torch.device, model: nn.Module) -> torch.dtype:
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return next(p.dtype for p in model.parameters() if p.is_floating_point())

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moodpo.core.lora import LoraAdapter, drops, plain_adapter
 
@@ -86,31 +85,37 @@ def grouped_attention(model: nn.Module) -> Iterator[None]:
 
 
 def _packed_forward(module: Any) -> Callable[[Tensor], Tensor]:
-    weight, bias = module.weight.detach(), module.bias
-    product = _packed_product(weight, bias)
-
-    def forward(inputs: Tensor) -> Tensor:
-        if inputs.dtype != weight.dtype or inputs.shape[:-1].numel() > _MAX_ROWS:
-            return F.linear(inputs, module.weight, bias)
-        return product(inputs)
-
-    return forward
+    product = _packed_product(module.weight.detach(), module.bias)
+    return _for_few_rows(product, module.weight.dtype, otherwise=module.forward)
 
 
 def _packed_adapter(layer: Any, adapter: LoraAdapter) -> Callable[[Tensor], Tensor]:
     """One product with `[W; A]`, then the small one with B."""
-    weight, bias, plain = layer.base_layer.weight.detach(), layer.base_layer.bias, layer.forward
+    weight, bias = layer.base_layer.weight.detach(), layer.base_layer.bias
     width, up = len(weight), adapter.b.detach().to(weight.dtype).T
     if bias is not None:
         bias = torch.cat([bias, bias.new_zeros(len(adapter.a))])
     product = _packed_product(torch.cat([weight, adapter.a.detach().to(weight.dtype)]), bias)
 
-    def forward(inputs: Tensor) -> Tensor:
-        if inputs.dtype != weight.dtype or inputs.shape[:-1].numel() > _MAX_ROWS:
-            return plain(inputs)  # type: ignore[no-any-return]
+    def adapted(inputs: Tensor) -> Tensor:
         both = product(inputs).flatten(0, -2)  # [M, out + r]
         output = torch.addmm(both[:, :width], both[:, width:], up, alpha=adapter.scaling)
         return output.view(*inputs.shape[:-1], width)
+
+    return _for_few_rows(adapted, weight.dtype, otherwise=layer.forward)
+
+
+def _for_few_rows(
+    product: Callable[[Tensor], Tensor],
+    dtype: torch.dtype,
+    *,
+    otherwise: Callable[[Tensor], Tensor],
+) -> Callable[[Tensor], Tensor]:
+    """A forward that takes the packed product where it is the faster one."""
+
+    def forward(inputs: Tensor) -> Tensor:
+        fits = inputs.dtype == dtype and inputs.shape[:-1].numel() <= _MAX_ROWS
+        return product(inputs) if fits else otherwise(inputs)
 
     return forward
 

@@ -16,7 +16,7 @@ from moodpo.core.loss import LOSS_TYPES
 from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
 from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
-from moodpo.training.samplers import WEIGHT_SAMPLERS
+from moodpo.training.samplers import WEIGHT_SAMPLERS, check_uniform
 
 __all__ = ["NORMALIZATIONS", "PAIRINGS", "RELABELINGS", "MOODPOConfig"]
 
@@ -247,11 +247,8 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             )
 
     def _check_weights(self) -> None:
-        if self.weight_sampler == "stratified" and any(c != 1 for c in self.concentration):
-            raise ConfigError(
-                "weight_sampler=stratified draws uniform weights, which is concentration 1; got "
-                f"{self.concentration}. Use concentration 1, or weight_sampler=corners."
-            )
+        if self.weight_sampler == "stratified":
+            check_uniform(self.concentration)
 
     def _check_pairs(self) -> None:
         if self.num_generations % self.weights_per_prompt:

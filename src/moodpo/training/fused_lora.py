@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.core.lora import drops, lora_linear, plain_adapter
+from moodpo.core.precision import compute_dtype
 
 __all__ = ["fuse_lora"]
 
@@ -42,19 +43,19 @@ def fuse_lora(model: nn.Module) -> int:
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The forward of a `peft.tuners.lora.layer.Linear`: fused where that is the same."""
-    dtype, base = _compute_dtype(x), self.base_layer
+    dtype, base = compute_dtype(x.device.type, x.dtype), self.base_layer
     adapter = plain_adapter(self)
     if args or kwargs or adapter is None or base.weight.dtype != dtype:
         return _peft_forward(self, x, *args, **kwargs)
-    dropped = None
-    if drops(self):
-        if not torch.is_grad_enabled():  # rare: training mode without a gradient
-            return _peft_forward(self, x)
-        dropped = self.lora_dropout[self.active_adapters[0]](x.to(dtype))
+    dropping = drops(self)
+    if dropping and not torch.is_grad_enabled():  # rare: training mode without a gradient
+        return _peft_forward(self, x)
+    x = x.to(dtype)
     if torch.is_grad_enabled():
-        return lora_linear(x.to(dtype), base.weight, base.bias, *adapter, dropped)
-    output: Tensor = base(x.to(dtype))
-    low = x.to(dtype).flatten(0, -2) @ adapter.a.to(dtype).T  # [M, r]
+        dropped = self.lora_dropout[self.active_adapters[0]](x) if dropping else None
+        return lora_linear(x, base.weight, base.bias, *adapter, dropped)
+    output: Tensor = base(x)
+    low = x.flatten(0, -2) @ adapter.a.to(dtype).T  # [M, r]
     flat = output.view(-1, output.shape[-1])
     flat.addmm_(low, adapter.b.to(dtype).T, alpha=adapter.scaling)
     return output
@@ -63,9 +64,3 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def _peft_forward(layer: Any, *args: Any, **kwargs: Any) -> Tensor:
     output: Tensor = type(layer).forward(layer, *args, **kwargs)
     return output
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype

@@ -45,6 +45,7 @@ __all__ = [
     "StratifiedSampler",
     "WeightSampler",
     "as_sampler",
+    "check_uniform",
     "fit_front",
     "front_statistics",
     "make_sampler",
@@ -186,6 +187,20 @@ class CornerSampler(DirichletSampler):
         return torch.eye(self.num_objectives)[int(place * self.num_objectives)]
 
 
+def check_uniform(concentration: float | Sequence[float]) -> None:
+    """Refuses what the stratified sampler cannot draw, before there is one.
+
+    Raises:
+        ConfigError: If a concentration is not 1.
+    """
+    values = [concentration] if isinstance(concentration, (int, float)) else concentration
+    if any(value != 1 for value in values):
+        raise ConfigError(
+            f"The stratified weight sampler draws uniform weights, which is concentration 1; "
+            f"got {concentration}. Use 1, or the dirichlet or corners sampler."
+        )
+
+
 class StratifiedSampler(WeightSampler):
     """Uniform weights that successive prompts spread evenly, within a step and over steps.
 
@@ -207,12 +222,8 @@ class StratifiedSampler(WeightSampler):
     def __init__(
         self, concentration: float | Sequence[float], num_objectives: int, *, seed: int = 0
     ) -> None:
-        given = DirichletSampler(concentration, num_objectives).concentration
-        if any(value != 1 for value in (given if isinstance(given, tuple) else (given,))):
-            raise ConfigError(
-                f"The stratified weight sampler draws uniform weights, which is concentration 1; "
-                f"got {concentration}. Use 1, or the dirichlet or corners sampler."
-            )
+        DirichletSampler(concentration, num_objectives)  # refuses an impossible concentration
+        check_uniform(concentration)
         self.num_objectives = num_objectives
         self.seed = seed
 
