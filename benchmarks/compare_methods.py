@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from moodpo.data import embedded_prompts, load_prompts
 from moodpo.embedded import EMBEDDED_NAME, embedded_policy_path
 from moodpo.evaluation.analysis import analyze
 from moodpo.evaluation.compare import Comparison, compare, write_comparison
+from moodpo.evaluation.front import normalize_points
 from moodpo.evaluation.results import Baseline, SweepResult
 from moodpo.evaluation.sweep import sweep
 from moodpo.evaluation.tables import Column, Table, format_intervals, markdown_table
@@ -79,15 +80,27 @@ MEASURES = {
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=EMBEDDED_NAME, help="base model: a path or Hub id")
-    parser.add_argument("--reward_models", nargs="+", default=list(EMBEDDED["reward_models"]))
-    parser.add_argument("--csv_path", default=EMBEDDED_NAME, help="training prompts")
-    parser.add_argument("--eval_csv_path", default=EMBEDDED_NAME, help="held-out prompts")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=DEFAULT_METHODS)
     parser.add_argument("--completions", type=int, default=1280, help="sampled by each method")
     parser.add_argument("--minutes", type=float, help="end each method's training after so many")
     parser.add_argument("--envelope", action="store_true", help="whole budget per fixed weight")
     parser.add_argument("--fixed_weights", type=int, default=3, help="levels trained per objective")
+    parser.add_argument("--ric_epochs", type=float, default=3.0, help="of RiC's fine-tuning")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="as small as can be: does it run?")
+    add_training_options(parser)
+    parser.set_defaults(output_dir="outputs/methods")
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(**QUICK)  # what was given still wins
+    return parser.parse_args(argv)
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """What all policies are trained and asked with."""
+    parser.add_argument("--model", default=EMBEDDED_NAME, help="base model: a path or Hub id")
+    parser.add_argument("--reward_models", nargs="+", default=list(EMBEDDED["reward_models"]))
+    parser.add_argument("--csv_path", default=EMBEDDED_NAME, help="training prompts")
+    parser.add_argument("--eval_csv_path", default=EMBEDDED_NAME, help="held-out prompts")
     parser.add_argument("--weights_per_objective", type=int, default=5, help="levels asked")
     parser.add_argument("--num_prompts", type=int, default=48, help="held-out prompts")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts per step")
@@ -107,15 +120,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="blocks that carry the adapter",
     )
     parser.add_argument("--calibration_prompts", type=int, default=64)
-    parser.add_argument("--ric_epochs", type=float, default=3.0, help="of RiC's fine-tuning")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--reference_point",
+        type=float,
+        nargs="+",
+        help="raw rewards that hypervolumes count from (default: a standard deviation below the "
+        "base model's lowest mean)",
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--output_dir", default="outputs/methods")
-    parser.add_argument("--quick", action="store_true", help="as small as can be: does it run?")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(**QUICK)  # what was given still wins
-    return parser.parse_args(argv)
+    parser.add_argument("--output_dir")
 
 
 @dataclass(kw_only=True)
@@ -174,29 +188,29 @@ class Bench:
 
 
 def training_config(args: argparse.Namespace, **settings: Any) -> MOODPOConfig:
-    return MOODPOConfig(
-        max_new_tokens=args.max_new_tokens,
-        learning_rate=args.learning_rate,
-        beta=args.beta,
-        temperature=args.temperature,
-        pair_fraction=args.pair_fraction,
+    common = {
+        "max_new_tokens": args.max_new_tokens,
+        "learning_rate": args.learning_rate,
+        "beta": args.beta,
+        "temperature": args.temperature,
+        "pair_fraction": args.pair_fraction,
         # Constant after the warmup: a method that is ended early has not been slowed down.
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=3,
-        weight_format=args.weight_format,
-        concentration=[args.concentration],
-        calibration_prompts=args.calibration_prompts,
-        reward_normalization="calibrate",
-        bf16=args.dtype == "bfloat16",
-        seed=args.seed,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=10,
-        log_completions=0,
-        disable_tqdm=True,
-        use_cpu=not torch.accelerator.is_available(),
-        **settings,
-    )
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 3,
+        "weight_format": args.weight_format,
+        "concentration": [args.concentration],
+        "calibration_prompts": args.calibration_prompts,
+        "reward_normalization": "calibrate",
+        "bf16": args.dtype == "bfloat16",
+        "seed": args.seed,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 10,
+        "log_completions": 0,
+        "disable_tqdm": True,
+        "use_cpu": not torch.accelerator.is_available(),
+    }
+    return MOODPOConfig(**{**common, **settings})
 
 
 def lora(args: argparse.Namespace) -> LoraConfig:
@@ -266,15 +280,7 @@ class CountedGenerator:
 
 def steerable(bench: Bench, *, method: str) -> SteerablePolicy:
     """The method itself: one policy for all weights."""
-    settings = SETTINGS[method]
-    # Equal completions: more of a prompt make the batch smaller.
-    size = bench.args.batch_size * NUM_COMPLETIONS // settings.get("num_generations", 2)
-    options = bench.options(method, per_device_train_batch_size=size, **settings)
-    args = options["args"]
-    model = add_adapter(bench.base(), options.pop("peft_config"), "default", seed=args.seed)
-    normalizer = options.pop("normalizer")
-    trainer = MOODPOTrainer(model, **options)
-    trainer.normalizer = normalizer
+    trainer = make_trainer(bench, method, SETTINGS[method])
     trainer.collector.generator = counted = CountedGenerator(trainer.collector.generator)
     trainer.train()
     trainer.save_model()
@@ -282,13 +288,32 @@ def steerable(bench: Bench, *, method: str) -> SteerablePolicy:
         "completions": counted.completions,
         "steps": trainer.state.global_step,
     }
+    return policy_of(bench, trainer, method)
+
+
+def make_trainer(bench: Bench, method: str, settings: Mapping[str, Any]) -> MOODPOTrainer:
+    """A trainer with some settings changed, which samples as many completions in a step."""
+    size = bench.args.batch_size * NUM_COMPLETIONS // settings.get("num_generations", 2)
+    options = bench.options(method, **{"per_device_train_batch_size": size, **settings})
+    model = add_adapter(
+        bench.base(), options.pop("peft_config"), "default", seed=options["args"].seed
+    )
+    normalizer = options.pop("normalizer")
+    trainer = MOODPOTrainer(model, **options)
+    trainer.normalizer = normalizer
+    return trainer
+
+
+def policy_of(bench: Bench, trainer: MOODPOTrainer, method: str) -> SteerablePolicy:
+    """The policy that a trainer is training, as it is now."""
     return SteerablePolicy(
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False),
+        # The Trainer's own precision stays: it may still be training.
+        trainer.accelerator.unwrap_model(trainer.model),
         bench.tokenizer,
         bench.conditioner,
         sampling=trainer.collector.sampling,
-        info={"name": method, "path": args.output_dir, "kind": "adapter", "lineage": []},
-        dtype=bench.dtype if args.bf16 else None,
+        info={"name": method, "path": trainer.args.output_dir, "kind": "adapter", "lineage": []},
+        dtype=bench.dtype if trainer.args.bf16 else None,
         base=bench.path,
     )
 
@@ -392,15 +417,25 @@ def evaluate(bench: Bench, policy: Any) -> SweepResult:
     )
 
 
-def against(result: SweepResult, base: SweepResult) -> SweepResult:
-    """A sweep measured in the units of the prompted base model, and compared with it."""
+def against(
+    result: SweepResult, base: SweepResult, reference_point: Sequence[float] | None = None
+) -> SweepResult:
+    """A sweep measured in the units of the prompted base model, and compared with it.
+
+    Args:
+        result: Of any method.
+        base: Of the prompted base model.
+        reference_point: Of hypervolumes, in raw reward; the base model's own when None.
+    """
+    units = base.normalization
+    reference = base.reference_point
+    if reference_point is not None:
+        reference = normalize_points(reference_point, units.mean, units.std)
     return analyze(
         replace(
             result,
-            normalization=replace(
-                base.normalization, source="per-answer rewards of the prompted base model"
-            ),
-            reference_point=base.reference_point,
+            normalization=replace(units, source="per-answer rewards of the prompted base model"),
+            reference_point=reference,
             baseline=Baseline(
                 name="prompting alone",
                 rewards=base.rewards,
@@ -461,7 +496,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for method in methods:
         sweeps[method] = run(bench, method)
         gc.collect()  # a trainer and its model hold on to each other
-    results = {name: against(result, sweeps["prompting"]) for name, result in sweeps.items()}
+    results = {
+        name: against(result, sweeps["prompting"], args.reference_point)
+        for name, result in sweeps.items()
+    }
     for name, result in results.items():
         result.save(output / name / "results.json")
     # The method first: it is what the others are compared with.

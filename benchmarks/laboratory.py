@@ -289,6 +289,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fresh": {"relabel": "fresh"},
     "fresh-3": {"relabel": "fresh", "num_relabels": 3},
     "best-of-4": {"num_generations": 4},
+    "opposed": {"weights_per_prompt": 2, "relabel": "none"},
     "spread": {"num_generations": 4, "weights_per_prompt": 2, "relabel": "none"},
     "contrastive": {"contrastive_coefficient": 0.5},
     "per-objective": {"pairing": "per_objective"},
@@ -297,6 +298,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stratified": {"weight_sampler": "stratified"},
     "front": {"weight_sampler": "front"},
     "chebyshev": {"scalarization": "chebyshev"},
+    "spread-chebyshev": {
+        "num_generations": 4,
+        "weights_per_prompt": 2,
+        "relabel": "none",
+        "scalarization": "chebyshev",
+    },
 }
 """What differs from `BASE`, which relabels antithetically, as the defaults do. All settings sample
 as many completions: more of a prompt make the batch smaller. A function makes an argument of the

@@ -1,4 +1,5 @@
-import warnings
+import json
+import math
 
 import hypothesis.strategies as st
 import pytest
@@ -6,13 +7,9 @@ from hypothesis import given, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from moodpo.conditioning import (
-    WEIGHT_FORMATS,
-    Conditioner,
-    parse_weights,
-    validate_weights,
-)
+from moodpo.conditioning import WEIGHT_FORMATS, Conditioner
 from moodpo.errors import ConfigError, WeightsError
+from moodpo.preferences import round_bound
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -218,36 +215,72 @@ def test_models_without_a_chat_template_get_the_plain_format():
     assert text == "Human: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"
 
 
-def test_parse_weights():
-    assert parse_weights("harmless=0.3, helpful=0.7", NAMES) == pytest.approx((0.7, 0.3))
-    assert parse_weights("harmless=1", NAMES) == (0.0, 1.0)
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("weight_format", "expected"),
     [
-        ("helpful", "NAME=VALUE"),
-        ("helpful=x", "NAME=VALUE"),
-        ("helpfull=1", "Did you mean 'helpful'"),
-        ("helpful=-1,harmless=2", "at least 0"),
-        ("helpful=nan", "finite"),
-        ("helpful=0,harmless=0", "All weights are 0"),
-        ("helpful=0.5,helpful=0.5", "twice"),
-        ("", "All weights are 0"),
+        ("decimal", "Objective weights: helpful 0.30, harmless -0.70."),
+        ("percent", "Objective weights: helpful 30%, harmless -70%."),
+        (
+            "unary",
+            "Objective weights: helpful [# # # - - - - - - -], "
+            "harmless minus [# # # # # # # - - -].",
+        ),
+        ("verbal", "Be very far from harmless, slightly helpful."),
+        ("directive", "70% against: Be harmless. 30%: Be helpful."),
     ],
 )
-def test_weights_that_cannot_be_read(text, message):
-    with pytest.raises(WeightsError, match=message):
-        parse_weights(text, NAMES)
+def test_negative_weights_by_hand(weight_format, expected):
+    conditioner = Conditioner(objectives=NAMES, weight_format=weight_format, signed=("harmless",))
+    assert conditioner.instruction([0.3, -0.7]) == expected
 
 
-def test_weights_are_normalized_with_a_warning_only_when_clearly_off():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert validate_weights([0.7, 0.3004], NAMES) == pytest.approx((0.69972, 0.30028), abs=1e-4)
-    with pytest.warns(UserWarning, match="sum to 4"):
-        assert validate_weights({"helpful": 1, "harmless": 3}, NAMES) == (0.25, 0.75)
-    with pytest.raises(WeightsError, match="3 entries but there are 2"):
-        validate_weights([1, 0, 0], NAMES)
+def test_hardly_any_weight_has_no_sign_in_words():
+    conditioner = Conditioner(objectives=NAMES, weight_format="verbal", signed=("harmless",))
+    assert conditioner.instruction([0.95, -0.05]) == "Be extremely helpful, not harmless."
+
+
+def test_bounds_follow_the_weights():
+    conditioner = Conditioner(
+        objectives=NAMES, weight_format="percent", lower_bounds={"harmless": (0.1, 0.5)}
+    )
+    text = "Objective weights: helpful 70%, harmless 30%."
+    nan = float("nan")
+    assert conditioner.instruction([0.7, 0.3]) == text
+    assert conditioner.instruction([0.7, 0.3], [nan, nan]) == text
+    bounded = conditioner.instruction([0.7, 0.3], [nan, 0.25])
+    assert bounded == f"{text} Keep harmless at least 0.25."
+    both = conditioner.instruction([0.7, 0.3], [-1.5, 0.25])
+    assert both == f"{text} Keep helpful at least -1.5 and harmless at least 0.25."
+    system, _ = conditioner.messages("Hi", [0.7, 0.3], [nan, 0.25])
+    assert system["content"] == bounded
+    with pytest.raises(ValueError, match="zip"):
+        conditioner.instruction([0.7, 0.3], [0.25])
+
+
+def test_what_may_be_asked_is_remembered_and_otherwise_not_spoken_of():
+    plain = Conditioner(objectives=NAMES)
+    assert not {"lower_bounds", "signed"} & plain.to_dict().keys()
+    rich = Conditioner(objectives=NAMES, lower_bounds={"harmless": (0.1, 0.5)}, signed=("helpful",))
+    assert Conditioner.from_dict(json.loads(json.dumps(rich.to_dict()))) == rich
+
+
+@pytest.mark.parametrize("settings", [{"lower_bounds": {"humor": (0, 1)}}, {"signed": ["humor"]}])
+def test_preferences_about_unknown_objectives_are_refused(settings):
+    with pytest.raises(ConfigError, match="names 'humor', but the objectives are helpful"):
+        Conditioner(objectives=NAMES, **settings)
+
+
+@given(st.floats(-100, 100), st.floats(0, 100), st.floats(0, 1))
+def test_no_bound_takes_more_text_than_the_longest(low, width, share):
+    high = low + width
+    conditioner = Conditioner(objectives=NAMES, lower_bounds={"harmless": (low, high)})
+    longest = conditioner.longest_bounds()
+    assert math.isnan(longest[0])
+    other = (float("nan"), round_bound(low + share * width))
+    texts = [conditioner.instruction([1, 0], bounds) for bounds in (longest, other)]
+    assert len(texts[0]) >= len(texts[1]) - 3  # a sign, a digit more: what a range may cross
+
+
+def test_a_wrong_count_of_weights_is_refused():
     with pytest.raises(WeightsError, match="3 entries"):
         Conditioner(objectives=NAMES).instruction([1, 0, 0])

@@ -1,5 +1,6 @@
-"""Conditioning: objective weights ↔ the system instruction, and instruction + prompt → token ids.
+"""Conditioning: a preference → the system instruction, and instruction + prompt → token ids.
 
+A preference is a weight per objective and, where a policy is trained with them, lower bounds.
 Weights travel as data, never by reading text back: nothing that a prompt says can change which
 weights are logged, scored or trained. Knows nothing of models or rewards. The order of objectives
 is fixed by the `Conditioner`, which training writes to `moodpo.json`.
@@ -9,14 +10,13 @@ from __future__ import annotations
 
 import math
 import string
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from moodpo.errors import ConfigError, WeightsError
+from moodpo.preferences import BoundRange, round_bound, wrong_count
 from moodpo.records import Prompt, TokenIds
 
 if TYPE_CHECKING:
@@ -28,13 +28,10 @@ __all__ = [
     "PHRASES",
     "WEIGHT_FORMATS",
     "Conditioner",
-    "parse_weights",
-    "validate_weights",
 ]
 
 # The one format that we measured to steer a small model within minutes: docs/conditioning.md.
 DEFAULT_FORMAT = "directive"
-SUM_TOLERANCE = 1e-3
 DIRECTIVE_FLOOR = 5  # percent: what weighs less is not asked for at all
 PLAIN_FORMAT = "{system}Human: {prompt}\n\nAssistant:"
 """How a prompt reads for a model without a chat template; `system` ends with a blank line."""
@@ -92,24 +89,29 @@ def _percent(weights: Sequence[float], names: Sequence[str]) -> str:
 
 
 def _unary(weights: Sequence[float], names: Sequence[str]) -> str:
+    shares = _apportion(weights, 10)
     # Spaces keep one token per mark: tokenizers merge runs like "#######" unpredictably.
-    bars = [" ".join("#" * p + "-" * (10 - p)) for p in _apportion(weights, 10)]
-    return ", ".join(f"{n} [{bar}]" for n, bar in zip(names, bars, strict=True))
+    bars = [" ".join("#" * abs(p) + "-" * (10 - abs(p))) for p in shares]
+    signs = ["minus " if p < 0 else "" for p in shares]
+    return ", ".join(f"{n} {s}[{b}]" for n, s, b in zip(names, signs, bars, strict=True))
 
 
 def _verbal(weights: Sequence[float], names: Sequence[str]) -> str:
-    return ", ".join(_grade(weight).format(phrase=name) for weight, name in _ranked(weights, names))
+    return ", ".join(_grade(weight, name) for weight, name in _ranked(weights, names))
 
 
 def _directive(weights: Sequence[float], sentences: Sequence[str]) -> str:
     shares = _apportion(weights, 100)
-    ranked = _ranked(shares, sentences)
-    return " ".join(f"{share}%: {text}" for share, text in ranked if share >= DIRECTIVE_FLOOR)
+    return " ".join(
+        f"{abs(share)}%{' against' if share < 0 else ''}: {text}"
+        for share, text in _ranked(shares, sentences)
+        if abs(share) >= DIRECTIVE_FLOOR
+    )
 
 
 def _ranked(values: Sequence[float], names: Sequence[str]) -> list[tuple[float, str]]:
     # The strongest first: instruction-tuned models follow what they read first and most clearly.
-    return sorted(zip(values, names, strict=True), key=lambda pair: -pair[0])
+    return sorted(zip(values, names, strict=True), key=lambda pair: -abs(pair[0]))
 
 
 _RENDERERS: dict[str, tuple[str, Callable[[Sequence[float], Sequence[str]], str]]] = {
@@ -139,6 +141,9 @@ class Conditioner:
             `Be PHRASE.` where absent.
         prompt_template: Frames the user's text for the policy, `{prompt}` standing for it, as in
             `Summarize this post: {prompt}`. Rewards still see the raw prompt.
+        lower_bounds: Objectives that a lower bound may be asked of, with the lowest and the
+            highest in raw reward. A bound follows the weights: `Keep harmless at least 0.3.`
+        signed: Objectives whose weight may be negative; `against` then stands for less.
     """
 
     objectives: tuple[str, ...]
@@ -147,9 +152,18 @@ class Conditioner:
     phrases: Mapping[str, str] = field(default_factory=dict)
     directives: Mapping[str, str] = field(default_factory=dict)
     prompt_template: str | None = None
+    lower_bounds: Mapping[str, BoundRange] = field(default_factory=dict)
+    signed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objectives", tuple(self.objectives))
+        object.__setattr__(self, "signed", tuple(self.signed))
+        for what, names in (("lower_bounds", self.lower_bounds), ("signed", self.signed)):
+            if unknown := [name for name in names if name not in self.objectives]:
+                raise ConfigError(
+                    f"{what} names {unknown[0]!r}, but the objectives are "
+                    f"{', '.join(self.objectives)}. Name one of them."
+                )
         for part in self.weight_format.split("+"):
             if part not in _RENDERERS:
                 raise ConfigError(
@@ -179,18 +193,26 @@ class Conditioner:
             **settings,
         )
 
-    def instruction(self, weights: Sequence[float]) -> str:
+    def instruction(self, weights: Sequence[float], bounds: Sequence[float] | None = None) -> str:
         """The system instruction for one weight vector.
 
         Args:
-            weights: K values on the simplex, in the order of `objectives`.
+            weights: K values on the simplex, in the order of `objectives`; signed ones may be
+                negative, `Σ_k |w_k| = 1`.
+            bounds: K lower bounds in raw reward, NaN where there is none.
 
         Returns:
             One line of text.
         """
+        text = self._weights_text(weights)
+        named = zip(self.objectives, bounds or (), strict=bounds is not None)
+        asked = [f"{n} at least {round_bound(b):g}" for n, b in named if not math.isnan(b)]
+        return f"{text} Keep {' and '.join(asked)}." if asked else text
+
+    def _weights_text(self, weights: Sequence[float]) -> str:
         weights = [float(w) for w in weights]
         if len(weights) != len(self.objectives):
-            raise WeightsError(_wrong_count(len(weights), self.objectives))
+            raise WeightsError(wrong_count(len(weights), self.objectives))
         rendered = [self._render(part, weights) for part in self.weight_format.split("+")]
         if self.template is None:
             frames = [_RENDERERS[part][0] for part in self.weight_format.split("+")]
@@ -201,12 +223,18 @@ class Conditioner:
         values = {n: f"{s:.2f}" for n, s in zip(self.objectives, shares, strict=True)}
         return self.template.format(weights="; ".join(rendered), **values)
 
-    def messages(self, prompt: Prompt, weights: Sequence[float] | None) -> list[dict[str, str]]:
+    def messages(
+        self,
+        prompt: Prompt,
+        weights: Sequence[float] | None,
+        bounds: Sequence[float] | None = None,
+    ) -> list[dict[str, str]]:
         """The conversation the policy sees.
 
         Args:
             prompt: The raw prompt; its own system turn, if any, follows the weight instruction.
             weights: K values on the simplex, or None for the unconditioned conversation.
+            bounds: K lower bounds, NaN where there is none.
 
         Returns:
             Messages, the instruction first as a system turn.
@@ -219,7 +247,7 @@ class Conditioner:
             conversation[-1]["content"] = text
         if weights is None:
             return conversation
-        instruction = self.instruction(weights)
+        instruction = self.instruction(weights, bounds)
         if conversation and conversation[0]["role"] == "system":
             own = conversation.pop(0)["content"]
             instruction = f"{instruction}\n\n{own}"
@@ -230,6 +258,7 @@ class Conditioner:
         tokenizer: PreTrainedTokenizerBase,
         prompt: Prompt,
         weights: Sequence[float] | None,
+        bounds: Sequence[float] | None = None,
     ) -> TokenIds:
         """Token ids of the conditioned prompt, up to where the completion starts.
 
@@ -240,15 +269,25 @@ class Conditioner:
             tokenizer: The policy's tokenizer.
             prompt: The raw prompt.
             weights: K values on the simplex, or None for the unconditioned prompt.
+            bounds: K lower bounds, NaN where there is none.
 
         Returns:
             Token ids, special tokens included.
         """
-        return encode_messages(tokenizer, self.messages(prompt, weights))
+        return encode_messages(tokenizer, self.messages(prompt, weights, bounds))
+
+    def longest_bounds(self) -> tuple[float, ...]:
+        """Bounds whose text is as long as that of any others, for the lengths of prompts."""
+        return tuple(
+            max(_between(*self.lower_bounds[name]), key=lambda bound: len(f"{bound:g}"))
+            if name in self.lower_bounds
+            else math.nan
+            for name in self.objectives
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description, for `moodpo.json`."""
-        return {
+        described: dict[str, Any] = {
             "objectives": list(self.objectives),
             "weight_format": self.weight_format,
             "template": self.template,
@@ -256,11 +295,19 @@ class Conditioner:
             "directives": dict(self.directives),
             "prompt_template": self.prompt_template,
         }
+        # Only where they are used: what was written without them still reads as the same.
+        if self.lower_bounds:
+            described["lower_bounds"] = {n: list(r) for n, r in self.lower_bounds.items()}
+        if self.signed:
+            described["signed"] = list(self.signed)
+        return described
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Conditioner:
         """The conditioner that `to_dict` described."""
-        return cls(**{**values, "objectives": tuple(values["objectives"])})
+        bounds = values.get("lower_bounds", {})
+        ranges = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+        return cls(**{**values, "lower_bounds": ranges})
 
     def _render(self, part: str, weights: Sequence[float]) -> str:
         names = self.objectives
@@ -314,96 +361,24 @@ def encode_messages(
     return tuple(ids)
 
 
-def parse_weights(text: str, objectives: Sequence[str]) -> tuple[float, ...]:
-    """Reads `helpful=0.7,harmless=0.3`; names left out weigh 0.
-
-    Args:
-        text: Comma-separated `NAME=VALUE`.
-        objectives: Known names, in order.
-
-    Returns:
-        Weights in the order of `objectives`, on the simplex.
-
-    Raises:
-        WeightsError: If a part is malformed, or as `validate_weights`.
-    """
-    weights: dict[str, float] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        name, _, value = part.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            raise WeightsError(
-                f"Cannot read {part!r} in the weights {text!r}. Write NAME=VALUE, comma-separated, "
-                f"as in {','.join(f'{n}={1 / len(objectives):.2g}' for n in objectives)}."
-            ) from None
-        if name.strip() in weights:
-            raise WeightsError(f"The weights {text!r} name {name.strip()!r} twice. Name it once.")
-        weights[name.strip()] = number
-    return validate_weights(weights, objectives)
-
-
-def validate_weights(
-    weights: Mapping[str, float] | Sequence[float], objectives: Sequence[str]
-) -> tuple[float, ...]:
-    """Checks objective weights and normalizes their sum to 1.
-
-    Args:
-        weights: By name (missing names weigh 0), or K values in the order of `objectives`.
-        objectives: Known names, in order.
-
-    Returns:
-        K weights on the simplex. Warns if the sum was off by more than 1e-3.
-
-    Raises:
-        WeightsError: On unknown names, a wrong count, negative or non-finite values, or all zero.
-    """
-    if isinstance(weights, Mapping):
-        for name in weights:
-            if name not in objectives:
-                close = get_close_matches(name, objectives, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise WeightsError(
-                    f"Unknown objective {name!r} in the weights; this policy knows "
-                    f"{', '.join(objectives)}.{hint}"
-                )
-        values = [float(weights.get(name, 0.0)) for name in objectives]
-    else:
-        values = [float(w) for w in weights]
-        if len(values) != len(objectives):
-            raise WeightsError(_wrong_count(len(values), objectives))
-    for name, value in zip(objectives, values, strict=True):
-        if not math.isfinite(value) or value < 0:
-            raise WeightsError(
-                f"The weight of {name!r} is {value}; weights must be finite and at least 0."
-            )
-    total = math.fsum(values)
-    if total <= 0:
-        raise WeightsError("All weights are 0. Give at least one objective a positive weight.")
-    if abs(total - 1) > SUM_TOLERANCE:
-        warnings.warn(f"Objective weights sum to {total:g}; normalized to 1.", stacklevel=2)
-    return tuple(value / total for value in values)
-
-
 def _apportion(weights: Sequence[float], units: int) -> list[int]:
-    """Whole shares that sum to exactly `units` (largest remainders), so that text sums to 1."""
-    exact = [w * units for w in weights]
+    """Whole shares whose sizes sum to exactly `units` (largest remainders): text sums to 1."""
+    exact = [abs(w) * units for w in weights]
     shares = [math.floor(e + 1e-9) for e in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
     for i in by_remainder[: max(0, round(sum(exact)) - sum(shares))]:
         shares[i] += 1
-    return shares
+    return [-share if w < 0 else share for share, w in zip(shares, weights, strict=True)]
 
 
-def _grade(weight: float) -> str:
-    return next(words for threshold, words in _GRADES if weight >= threshold)
+def _grade(weight: float, phrase: str) -> str:
+    threshold, words = next(grade for grade in _GRADES if abs(weight) >= grade[0])
+    return words.format(phrase=f"far from {phrase}" if weight < 0 < threshold else phrase)
 
 
-def _wrong_count(got: int, objectives: Sequence[str]) -> str:
-    return (
-        f"objective_weights has {got} entries but there are {len(objectives)} objectives "
-        f"({', '.join(objectives)}). Pass one weight per objective, in this order."
-    )
+def _between(low: float, high: float) -> list[float]:
+    """Bounds of a range, some of which need all the digits that are written."""
+    return [round_bound(low + share * (high - low)) for share in (0.0, 0.123456, 0.654321, 1.0)]
 
 
 def _check_template(template: str, objectives: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
-from tiny_policies import tiny_model
+from tiny_policies import save_tiny_policy, tiny_model
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -329,3 +329,70 @@ def test_the_page_names_every_script_and_no_flag_that_is_gone():
     for name in (path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in LIBRARIES):
         assert f"`{name}.py`" in page
         assert page.count(f"<!-- recorded: {name} -->") == 1
+
+
+# ---- Ablation ----
+
+
+@pytest.fixture
+def ablation_flags(tmp_path):
+    sizes = {
+        "--model": save_tiny_policy(tmp_path / "tiny"),
+        "--output_dir": tmp_path / "out",
+        "--lora_layers": 1,
+        "--dtype": "float32",
+    }
+    return ["--quick", *(str(part) for pair in sizes.items() for part in pair)]
+
+
+def test_every_arm_is_one_that_can_be_trained(tmp_path):
+    compare = imported("compare_methods")
+    args = imported("ablation").parse_arguments(["--output_dir", str(tmp_path)])
+    for name, settings in imported("ablation").ARMS.items():
+        config = compare.training_config(args, output_dir=str(tmp_path), max_steps=1, **settings)
+        assert args.batch_size * 2 % config.num_generations == 0, name
+
+
+def test_an_ablation_asks_at_equal_completions_and_at_equal_time(tmp_path, capsys, ablation_flags):
+    ablation = imported("ablation")
+    ablation.main([*ablation_flags, "--arms", "mo-odpo", "spread"])
+    printed = capsys.readouterr().out
+    runs = {p.name: json.loads(p.read_text()) for p in (tmp_path / "out").glob("*-*-0.json")}
+    assert runs.keys() == {"mo-odpo-directive-0.json", "spread-directive-0.json"}
+    for record in runs.values():
+        reading = {name: p for p in record["points"] for name in p["of"]}
+        assert reading["8 completions"]["completions"] == 8
+        assert reading["16 completions"]["completions"] == 16
+        assert reading["0.01 minutes"]["seconds"] >= 0.6
+        assert all(p["hypervolume"]["value"] >= 0 for p in record["points"])
+    assert "After 16 completions" in printed
+    assert "After 0.01 minutes" in printed
+    assert "| spread | directive | 1 | 16 |" in printed
+    assert not list((tmp_path / "out").glob("*.claim"))
+    # What is there is not run again.
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*-*-0.json")}
+    ablation.main([*ablation_flags, "--arms", "mo-odpo"])
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_run_is_claimed_by_one_process(tmp_path):
+    claimed = imported("ablation").claimed
+    path = tmp_path / "run.json"
+    with claimed(path) as first, claimed(path) as second:
+        assert (first, second) == (True, False)
+    path.write_text("{}")
+    with claimed(path) as done:
+        assert not done
+
+
+def test_intervals_over_seeds_by_hand():
+    over_seeds = imported("ablation").over_seeds
+    assert over_seeds([0.5]) == "0.50"
+    # The standard deviation is 0.1, and 4.30 * 0.1 / sqrt(3) = 0.248.
+    assert over_seeds([0.4, 0.5, 0.6]) == "0.50 [0.25, 0.75]"
+
+
+def test_settings_of_all_arms_are_read_as_json():
+    read = imported("ablation").parse_setting
+    assert read("num_generations=8") == ("num_generations", 8)
+    assert read("scalarization=chebyshev") == ("scalarization", "chebyshev")

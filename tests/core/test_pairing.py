@@ -75,3 +75,9 @@ def test_the_threshold_keeps_the_asked_fraction(gaps, fraction):
     values = torch.tensor(gaps)
     kept = int((values >= gap_threshold(values, fraction)).sum())
     assert kept == max(1, round(fraction * len(gaps)))
+
+
+def test_a_negative_weight_votes_for_the_lower_reward():
+    rewards = torch.tensor([[[1.0, 5.0], [0.0, 2.0]]])
+    votes = objective_votes(rewards, torch.tensor([[0.3, -0.7]]))
+    torch.testing.assert_close(votes, torch.tensor([[0.3, 0.7]]))

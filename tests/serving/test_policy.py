@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,6 +16,7 @@ from moodpo.serving.policy import SteerablePolicy
 from tiny_policies import save_tiny_policy, tiny_model, tiny_tokenizer
 
 CONDITIONER = Conditioner(objectives=("brevity", "detail"), weight_format="verbal")
+EVEN = torch.full((3, 2), 0.5)
 PROMPTS = ["Hello", "Tell me more.", "Why?"]
 HALF = {"brevity": 0.5, "detail": 0.5}
 
@@ -287,3 +290,47 @@ def get_peft_model_from(adapter):
     from peft import PeftModel
 
     return PeftModel.from_pretrained(tiny_model(), adapter)
+
+
+BOUNDED = replace(CONDITIONER, lower_bounds={"detail": (0.1, 0.5)}, signed=("brevity",))
+
+
+@pytest.fixture
+def bounded(policy):
+    return policy.written_by(BOUNDED)
+
+
+def test_lower_bounds_are_written_into_the_prompt(bounded):
+    asked = bounded.generate(PROMPTS, HALF, lower_bounds={"detail": 0.3})
+    held = bounded.bounded_by({"detail": 0.3})
+    assert held.generate(PROMPTS, HALF) == asked
+    assert held.lower_bounds == held.describe()["lower_bounds"] == {"detail": 0.3}
+    assert asked != bounded.generate(PROMPTS, HALF)
+    # No bounds asked for: those of the policy go, and the rest is as it was.
+    assert held.generate(PROMPTS, HALF, lower_bounds={}) == bounded.generate(PROMPTS, HALF)
+    assert "lower_bounds" not in bounded.describe()
+
+
+def test_the_base_model_is_asked_for_the_same_bounds(bounded):
+    held = bounded.bounded_by({"detail": 0.3})
+    assert held.base_policy().lower_bounds == {"detail": 0.3}
+    assert bounded.base_policy().lower_bounds == {}
+    likelihoods = [p.kl_to_reference(PROMPTS, EVEN, ["a", "b", "c"]) for p in (held, bounded)]
+    assert likelihoods[0] != likelihoods[1]
+
+
+def test_bounds_that_training_had_not_are_refused(policy, bounded):
+    with pytest.raises(WeightsError, match="trained with bounds on none"):
+        policy.generate("Hello", HALF, lower_bounds={"detail": 0.3})
+    with pytest.raises(WeightsError, match="only on detail"):
+        bounded.bounded_by({"brevity": 0.3})
+
+
+def test_signed_objectives_take_negative_weights(policy, bounded):
+    assert bounded.signed == ("brevity",)
+    assert bounded.signed_mask == [True, False]
+    rows = [{"brevity": -0.5, "detail": 0.5}, HALF]
+    away, towards = (bounded.generate("Hello", row) for row in rows)
+    assert away != towards
+    with pytest.raises(WeightsError, match="at least 0"):
+        policy.generate("Hello", rows[0])

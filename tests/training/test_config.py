@@ -47,3 +47,34 @@ def test_the_documented_defaults(tmp_path):
 def test_settings_out_of_range_say_which_and_what(tmp_path, setting, message):
     with pytest.raises(ConfigError, match=message):
         MOODPOConfig(output_dir=str(tmp_path), **setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lower_bounds": ["a=0.5:0.1"]}, "NAME=LOW:HIGH"),
+        ({"lower_bounds": ["a=1"], "pairing": "per_objective"}, "pairing=scalarize"),
+        ({"signed_objectives": ["a"], "scalarization": "chebyshev"}, "Use linear"),
+        ({"signed_objectives": ["a"], "weight_sampler": "front"}, "weight_sampler=front"),
+        ({"bound_probability": 1.5}, "bound_probability must be at least 0 and at most 1"),
+    ],
+)
+def test_preferences_that_cannot_be_trained(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        MOODPOConfig(output_dir=str(tmp_path), **settings)
+
+
+def test_the_conditioner_is_told_what_may_be_asked(tmp_path):
+    config = MOODPOConfig(
+        output_dir=str(tmp_path),
+        weight_format="percent",
+        lower_bounds=["b=0.1:0.5"],
+        signed_objectives=["a"],
+    )
+    conditioner = config.make_conditioner(["a", "b"], prompt_template="Q: {prompt}")
+    assert conditioner.weight_format == "percent"
+    assert conditioner.lower_bounds == {"b": (0.1, 0.5)}
+    assert conditioner.signed == ("a",)
+    assert conditioner.prompt_template == "Q: {prompt}"
+    with pytest.raises(ConfigError, match="names 'b'"):
+        config.make_conditioner(["a", "c"])

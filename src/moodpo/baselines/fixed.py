@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from moodpo.baselines.base import BaselinePolicy, Weights, make_record
 from moodpo.baselines.members import Setup, member_name, train_members
-from moodpo.conditioning import validate_weights
 from moodpo.errors import ConfigError
+from moodpo.preferences import validate_weights
 from moodpo.records import Prompt, TokenIds
 
 __all__ = ["FixedWeightPolicy", "nearest_member", "train_fixed_weights"]

@@ -9,16 +9,26 @@ from typing import TYPE_CHECKING
 from moodpo.cli.console import note, print_out
 from moodpo.cli.flags import CommandParser
 from moodpo.cli.generate import objectives_in
-from moodpo.cli.policies import add_policy_flags, add_sampling_flags, load_policy, quick_manifest
-from moodpo.conditioning import parse_weights
+from moodpo.cli.policies import (
+    add_bounds_flag,
+    add_policy_flags,
+    add_sampling_flags,
+    asked_beside_weights,
+    load_policy,
+    quick_manifest,
+)
 from moodpo.errors import ConfigError, GenerationError, WeightsError
+from moodpo.preferences import parse_bounds, parse_weights
 
 if TYPE_CHECKING:
     from moodpo.serving.policy import SteerablePolicy
 
 __all__ = ["Chat", "run"]
 
-HELP = "/weights NAME=X,… changes the weights · /reset forgets the conversation · /quit ends"
+HELP = (
+    "/weights NAME=X,… changes the weights · /bounds NAME=X,… the lower bounds · /reset forgets "
+    "the conversation · /quit ends"
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -29,8 +39,10 @@ def run(argv: Sequence[str]) -> int:
     if not names:
         raise ConfigError(f"{args.policy} has no moodpo.json. Name its objectives: --objectives.")
     even = tuple(1 / len(names) for _ in names)
-    weights = parse_weights(args.weights, names) if args.weights else even
+    signed, bounds = asked_beside_weights(args, names)
+    weights = parse_weights(args.weights, names, signed=signed) if args.weights else even
     policy = load_policy(args, tuple(names))
+    policy = policy.bounded_by(bounds) if bounds else policy
     sampling = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p")}
     chat = Chat(policy, weights, seed=args.seed, **sampling)
     note(HELP)
@@ -77,7 +89,13 @@ class Chat:
             note("the conversation is forgotten")
         elif command == "/weights":
             if rest.strip():
-                self.weights = parse_weights(rest, self.policy.objectives)
+                policy = self.policy
+                self.weights = parse_weights(rest, policy.objectives, signed=policy.signed)
+            note(self.describe_weights())
+        elif command == "/bounds":
+            ranges = self.policy.conditioner.lower_bounds
+            bounds = parse_bounds(rest, self.policy.objectives, ranges)
+            self.policy = self.policy.bounded_by(bounds)
             note(self.describe_weights())
         elif command.startswith("/"):
             note(HELP)
@@ -98,9 +116,11 @@ class Chat:
         return reply.strip()
 
     def describe_weights(self) -> str:
-        """The weights by name."""
+        """The weights by name, and the lower bounds if there are any."""
         named = zip(self.policy.objectives, self.weights, strict=True)
-        return "weights: " + ", ".join(f"{name}={weight:.2g}" for name, weight in named)
+        text = "weights: " + ", ".join(f"{name}={weight:.2g}" for name, weight in named)
+        bounds = [f"{name} at least {bound:g}" for name, bound in self.policy.lower_bounds.items()]
+        return f"{text}; {', '.join(bounds)}" if bounds else text
 
 
 def _parser() -> CommandParser:
@@ -113,6 +133,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--objectives", nargs="+", metavar="NAME", help="for a model that moodpo did not train"
     )
+    add_bounds_flag(parser)
     add_policy_flags(parser)
     add_sampling_flags(parser)
     return parser

@@ -11,8 +11,10 @@ from moodpo.baselines import is_baseline
 from moodpo.cli.console import fail, note
 from moodpo.cli.flags import CommandParser
 from moodpo.cli.policies import (
+    add_bounds_flag,
     add_policy_flags,
     add_sampling_flags,
+    asked_beside_weights,
     baseline_manifest,
     load_baseline_policy,
     load_policy,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from moodpo.manifest import RunManifest
     from moodpo.serving.policy import SteerablePolicy
 
-__all__ = ["parse_thresholds", "run"]
+__all__ = ["bounds_lines", "parse_thresholds", "run"]
 
 DONE, FELL_SHORT = 0, 1
 JOURNAL = "sweep.jsonl"
@@ -60,8 +62,25 @@ def run(argv: Sequence[str]) -> int:
         split=args.dataset_split,
     )
     _check_thresholds(thresholds, objectives, baseline=_baseline_name(args, manifest) is not None)
+    if args.lower_bounds and is_baseline(args.policy):
+        raise ConfigError("A baseline is trained without lower bounds. Leave out --lower_bounds.")
+    if not is_baseline(args.policy):
+        asked_beside_weights(args, objectives)  # refuses bounds before anything loads
     result = _evaluate(args, manifest, specs, objectives, prompts)
     return _report(result, thresholds, _folder(args))
+
+
+def bounds_lines(result: SweepResult) -> list[str]:
+    """How often each lower bound of a sweep was kept, by the policy and by the model before."""
+    lines = []
+    for name, bound in result.policy.get("lower_bounds", {}).items():
+        k = result.objectives.index(name)
+        shares = [f"{(result.rewards[..., k] >= bound).mean():.0%} of answers keep it"]
+        if result.baseline is not None:
+            before = (result.baseline.rewards[..., k] >= bound).mean()
+            shares.append(f"{before:.0%} of {result.baseline.name}'s")
+        lines.append(f"{name} at least {bound:g}: {', '.join(shares)}")
+    return lines
 
 
 def parse_thresholds(given: Sequence[str]) -> dict[str, float]:
@@ -135,6 +154,7 @@ def _parser() -> CommandParser:
         help="sweep again with weights written otherwise, and with forged prompts (4 more sweeps)",
     )
     group.add_argument("--output_dir", metavar="DIR", help="default: POLICY/evaluation")
+    add_bounds_flag(parser)
     group.add_argument(
         "--fail-under",
         "--fail_under",
@@ -224,7 +244,7 @@ def _evaluate(
     from moodpo.evaluation.sweep import evaluate_policy, sweep
     from moodpo.rewards import RewardPanel, load_rewards
 
-    weights = _weights(args, tuple(objectives))
+    weights = _weights(args, tuple(objectives), _signed(manifest))
     count = len(prompts) if args.num_prompts is None else args.num_prompts
     data = prompts.dataset.select(spread_rows(len(prompts), count))
     policy: SteerablePolicy | BaselinePolicy
@@ -232,6 +252,8 @@ def _evaluate(
         policy = load_baseline_policy(args)
     else:
         policy = load_policy(args, objectives)
+        if bounds := asked_beside_weights(args, objectives)[1]:
+            policy = policy.bounded_by(bounds)
     baseline = _load_baseline(args, manifest, policy)
     options: dict[str, Any] = {"device": args.device, "batch_size": args.reward_batch_size}
     panel = RewardPanel(load_rewards(specs, **options))
@@ -271,12 +293,19 @@ def _evaluate(
     return measure_sensitivity(cast("SteerablePolicy", policy), result, again)
 
 
-def _weights(args: argparse.Namespace, objectives: tuple[str, ...]) -> FloatArray:
+def _signed(manifest: RunManifest | None) -> tuple[str, ...]:
+    return tuple(manifest.conditioning.get("signed", ())) if manifest else ()
+
+
+def _weights(
+    args: argparse.Namespace, objectives: tuple[str, ...], signed: tuple[str, ...]
+) -> FloatArray:
     from moodpo.evaluation.sweep import default_weights, load_weights_file
 
     if args.weights is not None:
-        return load_weights_file(args.weights, objectives)
-    return default_weights(len(objectives), args.weights_per_objective)
+        return load_weights_file(args.weights, objectives, signed=signed)
+    mask = [name in signed for name in objectives]
+    return default_weights(len(objectives), args.weights_per_objective, signed=mask)
 
 
 def _load_baseline(
@@ -313,6 +342,8 @@ def _report(result: SweepResult, thresholds: Mapping[str, float], folder: Path) 
     write_sweep(result, folder)
     (folder / JOURNAL).unlink(missing_ok=True)
     show_sweep(result)
+    for line in bounds_lines(result):
+        note(line)
     list_files(folder)
     failures = check_thresholds(result, thresholds)
     for failure in failures:

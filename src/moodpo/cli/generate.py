@@ -10,9 +10,16 @@ from typing import Any
 
 from moodpo.cli.console import print_out, print_table
 from moodpo.cli.flags import CommandParser
-from moodpo.cli.policies import add_policy_flags, add_sampling_flags, load_policy, quick_manifest
-from moodpo.conditioning import parse_weights
+from moodpo.cli.policies import (
+    add_bounds_flag,
+    add_policy_flags,
+    add_sampling_flags,
+    asked_beside_weights,
+    load_policy,
+    quick_manifest,
+)
 from moodpo.errors import ConfigError, WeightsError
+from moodpo.preferences import parse_weights
 
 __all__ = ["objectives_in", "run"]
 
@@ -24,7 +31,8 @@ def run(argv: Sequence[str]) -> int:
     args = _parser().read(argv)
     prompts = _read_prompts(args.prompts)
     objectives = _objectives(args)
-    vectors = [parse_weights(text, objectives) for text in args.weights]
+    signed, bounds = asked_beside_weights(args, objectives)
+    vectors = [parse_weights(text, objectives, signed=signed) for text in args.weights]
     policy = load_policy(args, objectives)
     answers = [
         (
@@ -32,6 +40,7 @@ def run(argv: Sequence[str]) -> int:
             policy.generate(
                 prompts,
                 weights,
+                lower_bounds=bounds,
                 max_new_tokens=args.max_new_tokens,
                 temperature=args.temperature,
                 top_p=args.top_p,
@@ -71,6 +80,7 @@ def _parser() -> CommandParser:
         metavar="NAME",
         help="for a model that moodpo did not train (default: the names in --weights)",
     )
+    add_bounds_flag(parser)
     add_policy_flags(parser)
     add_sampling_flags(parser)
     parser.add_argument(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from moodpo.cli.console import quiet_loading
 from moodpo.cli.flags import CommandParser
+from moodpo.conditioning import Conditioner
+from moodpo.preferences import parse_bounds
 
 if TYPE_CHECKING:
     from moodpo.baselines import BaselinePolicy
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
     from moodpo.serving.policy import SteerablePolicy
 
 __all__ = [
+    "add_bounds_flag",
     "add_policy_flags",
     "add_sampling_flags",
+    "asked_beside_weights",
     "baseline_manifest",
     "load_baseline_policy",
     "load_policy",
@@ -53,6 +57,35 @@ def add_sampling_flags(parser: CommandParser) -> None:
     group.add_argument(
         "--seed", type=int, default=0, metavar="N", help="another seed, other answers"
     )
+
+
+def add_bounds_flag(parser: CommandParser) -> None:
+    """Adds lower bounds."""
+    parser.add_argument(
+        "--lower_bounds",
+        default="",
+        metavar="NAME=X,…",
+        help="raw reward that objectives must reach first, of a policy trained with bounds",
+    )
+
+
+def asked_beside_weights(
+    args: argparse.Namespace, objectives: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    """What else a policy may be asked, and is: its signed objectives, and lower bounds.
+
+    Args:
+        args: With the flags of `add_policy_flags` and `add_bounds_flag`.
+        objectives: K names, in order.
+
+    Raises:
+        WeightsError: If the bounds cannot be read, or the policy was trained without them.
+    """
+    manifest = quick_manifest(args.policy, args.base_model)
+    conditioner = Conditioner.from_dict(manifest.conditioning) if manifest else None
+    ranges = conditioner.lower_bounds if conditioner else {}
+    bounds = parse_bounds(args.lower_bounds, objectives, ranges)
+    return (conditioner.signed if conditioner else ()), bounds
 
 
 def quick_manifest(policy: str, base_model: str | None) -> RunManifest | None:

@@ -68,8 +68,8 @@ def fit_prompts(
     Raises:
         DataError: If nothing is left, or a prompt cannot be cut to fit.
     """
-    weights = longest_instruction(conditioner, tokenizer)
-    frame = len(conditioner.encode(tokenizer, "x", weights))
+    weights, bounds = longest_instruction(conditioner, tokenizer), conditioner.longest_bounds()
+    frame = len(conditioner.encode(tokenizer, "x", weights, bounds))
 
     def length_of(prompt: Prompt) -> int:
         # A token is at least one byte, so short texts fit without being tokenized.
@@ -77,11 +77,12 @@ def fit_prompts(
             bound = frame + len(prompt.encode())
             if bound <= max_prompt_length:
                 return bound
-        return len(conditioner.encode(tokenizer, prompt, weights))
+        return len(conditioner.encode(tokenizer, prompt, weights, bounds))
 
     def truncate(prompt: Prompt, limit: int) -> Prompt:
         return truncate_prompt(
-            prompt, lambda shorter: len(conditioner.encode(tokenizer, shorter, weights)) <= limit
+            prompt,
+            lambda text: len(conditioner.encode(tokenizer, text, weights, bounds)) <= limit,
         )
 
     return filter_long_prompts(
@@ -97,11 +98,15 @@ def longest_instruction(
     conditioner: Conditioner, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[float, ...]:
     """The weights, among some that cover the simplex, whose instruction has the most tokens."""
+    import torch
+
     from moodpo.core.simplex import simplex_corners, simplex_lattice
 
     K = len(conditioner.objectives)
     fine = [d for d in (20, 10, 5, 3, 2) if math.comb(K + d - 1, d) <= MAX_PROBES]
     probes = simplex_lattice(K, fine[0]) if fine else simplex_corners(K)
+    signed = torch.tensor([name in conditioner.signed for name in conditioner.objectives])
+    probes = torch.cat([probes, torch.where(signed, -probes, probes)])
     return max(
         (tuple(row) for row in probes.tolist()),
         key=lambda weights: len(conditioner.encode(tokenizer, "x", weights)),

@@ -92,11 +92,8 @@ def _multiplies_bf16() -> bool:
 
 def _conditioner(settings: TrainSettings, args: MOODPOConfig) -> Conditioner:
     names = checks.objective_names(settings.run.reward_models or ())
-    return Conditioner.of(
-        names,
-        weight_format=args.weight_format,
-        template=args.instruction_template,
-        prompt_template=get_task(settings.run.exp_type).prompt_template,
+    return args.make_conditioner(
+        names, prompt_template=get_task(settings.run.exp_type).prompt_template
     )
 
 

@@ -79,12 +79,13 @@ def objective_votes(rewards: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         rewards: `[B, 2, K]`; NaN and ties vote for nobody.
-        weights: `[B, K]` on the simplex.
+        weights: `[B, K]` on the simplex; a negative weight votes for the lower reward.
 
     Returns:
         Votes `[B, 2]`: p for the first completion, q for the second.
     """
-    first, second = rewards.unbind(dim=1)  # [B, K]
+    first, second = (rewards * weights.sign().unsqueeze(1)).unbind(dim=1)  # [B, K]
+    weights = weights.abs()
     ayes, noes = (first > second).to(weights.dtype), (second > first).to(weights.dtype)
     return torch.stack([(weights * ayes).sum(-1), (weights * noes).sum(-1)], dim=-1)
 

@@ -17,7 +17,8 @@ and may have
 - `count_tokens(texts) -> list[int]`: completion lengths (words are counted otherwise);
 - `kl_to_reference(prompts, weights, completions) -> list[float] | None`: KL per sequence in nats,
   None where there is no reference;
-- `describe() -> dict`: what identifies it (`name`, `path`, `kind`, `lineage`).
+- `describe() -> dict`: what identifies it (`name`, `path`, `kind`, `lineage`);
+- `signed`: the names of the objectives whose weight may be negative.
 """
 
 from __future__ import annotations
@@ -206,13 +207,18 @@ def sweep(
         RewardError: If a reward is infinite or has the wrong shape.
     """
     objectives = tuple(policy.objectives)
+    signed = tuple(getattr(policy, "signed", ()))
     _check_arguments(objectives, prompts, panel, baseline_policy, columns or {})
     task = _Task(
         objectives=objectives,
         prompts=prompts,
         columns=columns or {},
         weights=check_weights(
-            default_weights(len(objectives)) if weights is None else weights, objectives
+            default_weights(len(objectives), signed=[name in signed for name in objectives])
+            if weights is None
+            else weights,
+            objectives,
+            signed=signed,
         ),
         seeds=prompt_seeds(seed, len(prompts)),
         sampling=sampling,

@@ -10,16 +10,16 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moodpo.conditioning import validate_weights
 from moodpo.errors import WeightsError
 from moodpo.evaluation.results import FloatArray
+from moodpo.preferences import validate_weights
 
 __all__ = ["check_weights", "default_weights", "load_weights_file"]
 
@@ -29,7 +29,9 @@ DEFAULT_LEVELS = {2: 11, 3: 5, 4: 5}
 NUM_INNER = 32  # low-discrepancy vectors where a lattice would be too large
 
 
-def default_weights(num_objectives: int, levels: int | None = None) -> FloatArray:
+def default_weights(
+    num_objectives: int, levels: int | None = None, *, signed: Sequence[bool] = ()
+) -> FloatArray:
     """Weight vectors that cover the simplex.
 
     The lattice of Das and Dennis (1998) for up to four objectives (11 vectors for two, as MI-EPO
@@ -40,9 +42,10 @@ def default_weights(num_objectives: int, levels: int | None = None) -> FloatArra
     Args:
         num_objectives: K, at least 1.
         levels: Levels per objective of a lattice, for any K; at least 2.
+        signed: Which of the K objectives take negative weights: those vectors are in it, too.
 
     Returns:
-        `[W, K]`, each row on the simplex; the same on every call.
+        `[W, K]`, each row on the simplex, or with sizes that sum to 1; the same on every call.
 
     Raises:
         WeightsError: If an argument is too small.
@@ -55,10 +58,13 @@ def default_weights(num_objectives: int, levels: int | None = None) -> FloatArra
     if num_objectives == 1:
         return np.ones((1, 1))
     levels = levels or DEFAULT_LEVELS.get(num_objectives)
-    return _covering(num_objectives) if levels is None else _lattice(num_objectives, levels - 1)
+    rows = _covering(num_objectives) if levels is None else _lattice(num_objectives, levels - 1)
+    return _in_all_signs(rows, signed) if any(signed) else rows
 
 
-def load_weights_file(path: str | os.PathLike[str], objectives: Sequence[str]) -> FloatArray:
+def load_weights_file(
+    path: str | os.PathLike[str], objectives: Sequence[str], *, signed: Collection[str] = ()
+) -> FloatArray:
     """Reads weight vectors from a CSV or JSON file.
 
     CSV: K columns in the policy's order, under a header of their names or none. JSON: a list of
@@ -69,6 +75,7 @@ def load_weights_file(path: str | os.PathLike[str], objectives: Sequence[str]) -
     Args:
         path: Ends in `.json` for JSON; anything else is read as CSV.
         objectives: K names in the policy's order.
+        signed: Names whose weight may be negative.
 
     Returns:
         `[W, K]` in the policy's order.
@@ -88,7 +95,7 @@ def load_weights_file(path: str | os.PathLike[str], objectives: Sequence[str]) -
         rows = read(text, tuple(objectives))
         if not rows:
             raise WeightsError("no weights in it")
-        return np.array([_row(place, values, objectives) for place, values in rows])
+        return np.array([_row(place, values, objectives, signed) for place, values in rows])
     except WeightsError as error:
         example = ",".join(objectives)
         raise WeightsError(
@@ -97,12 +104,15 @@ def load_weights_file(path: str | os.PathLike[str], objectives: Sequence[str]) -
         ) from error
 
 
-def check_weights(weights: ArrayLike, objectives: Sequence[str]) -> FloatArray:
+def check_weights(
+    weights: ArrayLike, objectives: Sequence[str], *, signed: Collection[str] = ()
+) -> FloatArray:
     """Weight vectors as a float64 array on the simplex.
 
     Args:
         weights: `[W, K]`, an array, tensor or nested sequence; rows are normalized.
         objectives: K names.
+        signed: Names whose weight may be negative.
 
     Returns:
         `[W, K]`.
@@ -117,7 +127,7 @@ def check_weights(weights: ArrayLike, objectives: Sequence[str]) -> FloatArray:
             f"weights must be [W, {len(objectives)}] with one column per objective "
             f"({', '.join(objectives)}); got {list(values.shape)}."
         )
-    return np.array([_row(f"row {i + 1}", row, objectives) for i, row in enumerate(values)])
+    return np.array([_row(f"row {i + 1}", row, objectives, signed) for i, row in enumerate(values)])
 
 
 def _lattice(num_objectives: int, divisions: int) -> FloatArray:
@@ -141,13 +151,26 @@ def _covering(num_objectives: int) -> FloatArray:
     return np.concatenate([np.eye(num_objectives), center, inner])
 
 
-def _row(place: str, values: Sequence[Any] | FloatArray, objectives: Sequence[str]) -> list[float]:
+def _in_all_signs(rows: FloatArray, signed: Sequence[bool]) -> FloatArray:
+    import torch
+
+    from moodpo.core.simplex import with_signs
+
+    return with_signs(torch.from_numpy(rows), torch.tensor(list(signed))).numpy()
+
+
+def _row(
+    place: str,
+    values: Sequence[Any] | FloatArray,
+    objectives: Sequence[str],
+    signed: Collection[str],
+) -> list[float]:
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
         raise WeightsError(f"{place} is not numbers: {list(values)}.") from None
     try:
-        return list(validate_weights(numbers, objectives))
+        return list(validate_weights(numbers, objectives, signed=signed))
     except WeightsError as error:
         raise WeightsError(f"{place}: {error}") from error
 

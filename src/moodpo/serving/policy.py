@@ -8,24 +8,26 @@ objectives.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from moodpo.conditioning import Conditioner, validate_weights
+from moodpo.conditioning import Conditioner
 from moodpo.core.logps import collate_sequences, completion_logps, head_is_linear
 from moodpo.errors import ConfigError, ManifestError, WeightsError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, end_token_ids, padding_token_id
 from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
+from moodpo.preferences import validate_bounds, validate_weights
 from moodpo.records import Prompt, prompt_text
 from moodpo.serving.files import PolicyFiles, find_policy, locate_base
 from moodpo.training.rollout import derive_seed
@@ -53,6 +55,7 @@ class SteerablePolicy:
         info: What identifies the policy: name, path, kind, lineage.
         dtype: Half precision to compute in, where the weights are not all of it already.
         base: Path or id of the model before training, for `base_policy`.
+        lower_bounds: What `sample` asks every objective to reach, by name, in raw reward.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class SteerablePolicy:
         info: Mapping[str, Any] | None = None,
         dtype: torch.dtype | None = None,
         base: str | None = None,
+        lower_bounds: Mapping[str, float] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -74,6 +78,7 @@ class SteerablePolicy:
         self._info = dict(info or {})
         self._base = base
         self._around: Any = nullcontext
+        self._bounds = self._read_bounds(lower_bounds)
         self.generator = HFGenerator(
             model,
             eos_token_ids=end_token_ids(model, tokenizer),
@@ -136,11 +141,45 @@ class SteerablePolicy:
         """Names of the objectives, in the order of every weight vector."""
         return self.conditioner.objectives
 
+    @property
+    def signed(self) -> tuple[str, ...]:
+        """Objectives whose weight may be negative."""
+        return self.conditioner.signed
+
+    @property
+    def signed_mask(self) -> list[bool]:
+        """Which of the K objectives those are."""
+        return [name in self.signed for name in self.objectives]
+
+    @property
+    def lower_bounds(self) -> dict[str, float]:
+        """What every answer is asked to reach, by name, in raw reward."""
+        named = zip(self.objectives, self._bounds, strict=True)
+        return {name: bound for name, bound in named if not math.isnan(bound)}
+
+    def bounded_by(self, lower_bounds: Mapping[str, float]) -> SteerablePolicy:
+        """The same model, asked to reach lower bounds first, whatever the weights.
+
+        Args:
+            lower_bounds: Raw reward by name; of objectives that training had bounds on.
+
+        Returns:
+            A policy that shares this one's weights.
+
+        Raises:
+            WeightsError: If the policy was trained without them.
+        """
+        other = copy(self)
+        other.__dict__.pop("_reference", None)  # the base model is asked for the same
+        other._bounds = other._read_bounds(lower_bounds)
+        return other
+
     def generate(
         self,
         prompts: str | Prompt | Sequence[Prompt],
         objective_weights: ObjectiveWeights,
         *,
+        lower_bounds: Mapping[str, float] | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -153,7 +192,9 @@ class SteerablePolicy:
         Args:
             prompts: One text, one conversation that ends with a user turn, or N of them.
             objective_weights: By name (missing names weigh 0), K values, or `[N, K]`: one row per
-                prompt. Normalized to sum to 1.
+                prompt. Normalized to sum to 1, in size where weights are signed.
+            lower_bounds: What objectives must reach, by name, in raw reward; as the policy was
+                made when None. Only of objectives that it was trained with bounds on.
             max_new_tokens: Longest answer in tokens; as in training when None.
             temperature: 0 is greedy; as in training when None.
             top_p: Nucleus mass; as in training when None.
@@ -163,12 +204,14 @@ class SteerablePolicy:
             N answers.
 
         Raises:
-            WeightsError: If the weights do not fit the objectives or the prompts.
+            WeightsError: If the weights do not fit the objectives or the prompts, or the bounds
+                not the training.
         """
+        policy = self if lower_bounds is None else self.bounded_by(lower_bounds)
         asked = _as_prompts(prompts)
         rows = self._rows(objective_weights, len(asked))
         changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        return self.sample(
+        return policy.sample(
             asked,
             torch.tensor(rows, dtype=torch.float64).reshape(len(asked), len(self.objectives)),
             seeds=[derive_seed(seed, "answer", _key(prompt)) for prompt in asked],
@@ -199,7 +242,7 @@ class SteerablePolicy:
             N texts.
         """
         ids = [
-            self.conditioner.encode(self.tokenizer, prompt, row)
+            self.conditioner.encode(self.tokenizer, prompt, row, self._bounds)
             for prompt, row in zip(prompts, weights.tolist(), strict=True)
         ]
         with self._around():
@@ -251,7 +294,9 @@ class SteerablePolicy:
         for start in range(0, len(rows), LOGP_ROWS):
             some = rows[start : start + LOGP_ROWS]
             conditioned = [
-                self.conditioner.encode(self.tokenizer, prompts[i], weights[i].tolist())
+                self.conditioner.encode(
+                    self.tokenizer, prompts[i], weights[i].tolist(), self._bounds
+                )
                 for i in some
             ]
             batch = collate_sequences(
@@ -269,7 +314,8 @@ class SteerablePolicy:
 
     def describe(self) -> dict[str, Any]:
         """Name, path, kind, lineage and a hash of the weights."""
-        return {**self._info, "sha256": self._sha256}
+        described = {**self._info, "sha256": self._sha256}
+        return {**described, "lower_bounds": bounds} if (bounds := self.lower_bounds) else described
 
     def written_by(self, conditioner: Conditioner) -> SteerablePolicy:
         """The same model, asked in another way.
@@ -315,6 +361,7 @@ class SteerablePolicy:
             dtype=first.dtype,
             generation_batch_size=self.generator.generation_batch_size,
         )
+        base._bounds = self._bounds
         base._info |= {"name": "base model", "kind": "base"}
         return base
 
@@ -323,20 +370,24 @@ class SteerablePolicy:
         path = self._info.get("path")
         return hash_weights(path) if path and Path(path).is_dir() else None
 
+    def _read_bounds(self, lower_bounds: Mapping[str, float] | None) -> tuple[float, ...]:
+        return validate_bounds(lower_bounds, self.objectives, self.conditioner.lower_bounds)
+
     def _rows(self, objective_weights: ObjectiveWeights, count: int) -> list[tuple[float, ...]]:
         """N weight vectors on the simplex."""
+        read = partial(validate_weights, objectives=self.objectives, signed=self.signed)
         if isinstance(objective_weights, Mapping):
-            return [validate_weights(objective_weights, self.objectives)] * count
+            return [read(objective_weights)] * count
         values = objective_weights
         values = values.tolist() if hasattr(values, "tolist") else list(values)
         if not values or not isinstance(values[0], Mapping | Sequence):
-            return [validate_weights(values, self.objectives)] * count
+            return [read(values)] * count
         if len(values) != count:
             raise WeightsError(
                 f"objective_weights has {len(values)} rows but there are {count} prompts. Pass "
                 "one row per prompt, or one weight vector for all."
             )
-        return [validate_weights(row, self.objectives) for row in values]
+        return [read(row) for row in values]
 
 
 class _WithoutAdapter(SteerablePolicy):

@@ -6,15 +6,17 @@ meaning. Knows nothing of the command line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from moodpo.conditioning import DEFAULT_FORMAT, WEIGHT_FORMATS
+from moodpo.conditioning import DEFAULT_FORMAT, WEIGHT_FORMATS, Conditioner
 from moodpo.core.loss import LOSS_TYPES
 from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
+from moodpo.preferences import parse_bound_ranges
 from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
 from moodpo.training.samplers import WEIGHT_SAMPLERS, check_uniform
 
@@ -138,6 +140,25 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         choices=list(SCALARIZATIONS),
     )
 
+    lower_bounds: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Objectives that a prompt may set a lower bound of, as NAME=LOW:HIGH or "
+            "NAME=VALUE in raw reward: answers that keep their bounds win over those that do not.",
+            "room": "weights",
+        },
+    )
+    bound_probability: float = _setting(
+        "weights", 0.5, "How often a prompt has a bound of each of those objectives."
+    )
+    signed_objectives: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Objectives whose weight may be negative: less of them may be asked for, too.",
+            "room": "weights",
+        },
+    )
+
     # Rewards
     reward_batch_size: int = _setting("rewards", 16, "Texts that a reward model scores at once.")
     reward_normalization: str = _setting(
@@ -238,6 +259,27 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         self._check_pairs()
         super().__post_init__()
 
+    def make_conditioner(
+        self, objectives: Sequence[str], *, prompt_template: str | None = None
+    ) -> Conditioner:
+        """What writes preferences into prompts, as these settings say.
+
+        Args:
+            objectives: K names, in order.
+            prompt_template: Frames the user's text for the policy.
+
+        Raises:
+            ConfigError: If a setting names another objective.
+        """
+        return Conditioner.of(
+            objectives,
+            weight_format=self.weight_format,
+            template=self.instruction_template,
+            prompt_template=prompt_template,
+            lower_bounds=parse_bound_ranges(self.lower_bounds),
+            signed=tuple(self.signed_objectives),
+        )
+
     def _check_ranges(self) -> None:
         check_ranges({name: getattr(self, name) for name in RANGES})
         if not self.concentration or any(not value > 0 for value in self.concentration):
@@ -249,6 +291,22 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     def _check_weights(self) -> None:
         if self.weight_sampler == "stratified":
             check_uniform(self.concentration)
+        parse_bound_ranges(self.lower_bounds)  # refuses what it cannot read
+        if self.lower_bounds and self.pairing == "per_objective":
+            raise ConfigError(
+                "lower_bounds rank whole answers, and pairing=per_objective lets objectives vote. "
+                "Use pairing=scalarize."
+            )
+        if self.signed_objectives and self.scalarization == "chebyshev":
+            raise ConfigError(
+                "scalarization=chebyshev measures from the best of each objective, and of "
+                f"{', '.join(self.signed_objectives)} less may be asked for. Use linear."
+            )
+        if self.signed_objectives and self.weight_sampler == "front":
+            raise ConfigError(
+                "weight_sampler=front keeps its statistics on the simplex, where no weight is "
+                "negative. Use another one with signed_objectives."
+            )
 
     def _check_pairs(self) -> None:
         if self.num_generations % self.weights_per_prompt:

@@ -15,12 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moodpo.core.bounds import feasible_first, violations
 from moodpo.core.pairing import Pairing, objective_votes, pair_completions
 from moodpo.core.scalarization import Scalarization, scalarize
 from moodpo.records import PairBatch, Prompt, RolloutBatch, TokenIds
 from moodpo.rewards.normalize import Normalizer
 
-__all__ = ["PairStatistics", "build_pairs", "identities", "label_weights"]
+__all__ = [
+    "PairStatistics",
+    "bounds_kept",
+    "build_pairs",
+    "identities",
+    "label_utilities",
+    "label_weights",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,24 +73,69 @@ def label_weights(rollout: RolloutBatch) -> Tensor:
     return torch.cat([sampled, rollout.relabel_weights], dim=1)
 
 
+def label_utilities(
+    rewards: Tensor,
+    labels: Tensor,
+    *,
+    normalizer: Normalizer,
+    scalarization: Scalarization,
+    bounds: Tensor | None = None,
+) -> Tensor:
+    """What each completion is worth under every weight vector of its prompt.
+
+    Args:
+        rewards: `[B, G, K]` raw.
+        labels: `[B, L, K]` weights.
+        normalizer: Puts objectives on one scale.
+        scalarization: `linear` or `chebyshev`.
+        bounds: `[B, K]` raw lower bounds, NaN where there is none.
+
+    Returns:
+        Utilities `[B, L, G]`.
+    """
+    normalized = normalizer.normalize(rewards)
+    utilities = scalarize(
+        normalized[:, None].expand(-1, labels.shape[1], -1, -1).flatten(0, 1),
+        labels.flatten(0, 1),
+        scalarization,
+        ideal=normalizer.ideal(),
+    ).view(*labels.shape[:2], -1)  # [B, L, G]
+    if bounds is None:
+        return utilities
+    missed = violations(normalized, normalizer.normalize(bounds.to(rewards)))  # [B, G]
+    return feasible_first(utilities, missed.unsqueeze(1))
+
+
+def bounds_kept(rollout: RolloutBatch, objective: int) -> tuple[int, int]:
+    """How many completions keep the bound of objective k that they were sampled under, of all."""
+    bounds = rollout.row_bounds()
+    if bounds is None:
+        return 0, 0
+    asked = bounds[:, objective, None].expand(-1, rollout.rewards.shape[1])  # [B * M, g]
+    kept = rollout.rewards[..., objective] >= asked.to(rollout.rewards)
+    return int(kept.sum()), int((~asked.isnan()).sum())
+
+
 def build_pairs(
     rollout: RolloutBatch,
     *,
     normalizer: Normalizer,
     scalarization: Scalarization,
-    encode: Callable[[Prompt, Tensor], TokenIds],
+    encode: Callable[[Prompt, Tensor, Tensor | None], TokenIds],
     pairing: str = "scalarize",
 ) -> tuple[PairBatch, PairStatistics]:
     """Labels each prompt's completions under all its weights: the best against the worst.
 
     Where objectives conflict on a pair, the winner flips from one labeling to the other, the
     weight-blind part of the two gradients cancels, and what depends on the weights remains. (Ours.)
+    Under lower bounds, completions that keep them come first: see `feasible_first`.
 
     Args:
         rollout: B prompts with raw rewards.
         normalizer: Puts objectives on one scale.
         scalarization: `linear` or `chebyshev`.
-        encode: Conditions a raw prompt on weights `[K]`, for weights it was not sampled under.
+        encode: Conditions a raw prompt on weights `[K]` and on lower bounds `[K]` or None, for
+            weights it was not sampled under.
         pairing: `scalarize`, or `per_objective` (G = 2 only): each objective votes for its winner
             with its weight, see `objective_votes`.
 
@@ -91,12 +144,13 @@ def build_pairs(
     """
     pool = _pool(rollout, normalizer)
     labels = label_weights(rollout)  # [B, L, K]
-    utilities = scalarize(
-        pool.normalized[:, None].expand(-1, labels.shape[1], -1, -1).flatten(0, 1),
-        labels.flatten(0, 1),
-        scalarization,
-        ideal=normalizer.ideal(),
-    ).view(*labels.shape[:2], -1)  # [B, L, G]
+    utilities = label_utilities(
+        pool.rewards,
+        labels,
+        normalizer=normalizer,
+        scalarization=scalarization,
+        bounds=rollout.bounds,
+    )  # [B, L, G]
     pairings, votes = _pair(pool, labels, utilities, pairing)
     active = torch.stack([p.active for p in pairings])  # [L, B]
     order = torch.stack([p.order() for p in pairings])  # [L, B, 2]
@@ -160,13 +214,14 @@ def _prompt_ids(
     row: int,
     index: int,
     labels: Tensor,
-    encode: Callable[[Prompt, Tensor], TokenIds],
+    encode: Callable[[Prompt, Tensor, Tensor | None], TokenIds],
 ) -> TokenIds:
     """The prompt conditioned on the weights of a labeling: as it was sampled, or written anew."""
     first = row * rollout.weights_per_prompt
     if index < rollout.weights_per_prompt:
         return rollout.prompt_ids[first + index]
-    return encode(rollout.prompts[first], labels[row, index])
+    bounds = None if rollout.bounds is None else rollout.bounds[row]
+    return encode(rollout.prompts[first], labels[row, index], bounds)
 
 
 def _statistics(pairings: list[Pairing]) -> PairStatistics:

@@ -9,6 +9,7 @@ weight vectors for labeling, K objectives. By default M = 1, g = 2, N = 1.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 
 from moodpo.conditioning import Conditioner
-from moodpo.core.simplex import antithetic_weights
 from moodpo.generation.base import Generator, SamplingConfig
+from moodpo.preferences import BoundRange, round_bound
 from moodpo.records import Prompt, PromptBatch, RolloutBatch, TokenIds
 from moodpo.rewards.panel import RewardPanel
 from moodpo.training.samplers import WeightSampler
@@ -27,7 +28,7 @@ from moodpo.training.samplers import WeightSampler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NUM_COMPLETIONS", "RolloutCollector", "derive_seed"]
+__all__ = ["NUM_COMPLETIONS", "RolloutCollector", "derive_seed", "draw_bounds"]
 
 NUM_COMPLETIONS = 2  # g by default
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -37,6 +38,27 @@ def derive_seed(*key: int | str) -> int:
     """A 63-bit seed from a key such as (seed, step, position, stream); any part changes it all."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def draw_bounds(ranges: Sequence[BoundRange | None], seed: int, probability: float) -> list[float]:
+    """Lower bounds of one prompt.
+
+    Args:
+        ranges: K lowest and highest bounds, None where there is never one.
+        seed: Of the draw.
+        probability: How often each objective has a bound.
+
+    Returns:
+        K bounds, uniform within their range, in the digits that a prompt writes; NaN for none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(len(ranges), 2, generator=generator, dtype=torch.float64).tolist()
+    return [
+        round_bound(each[0] + place * (each[1] - each[0]))
+        if each is not None and chance < probability
+        else math.nan
+        for each, (chance, place) in zip(ranges, draws, strict=True)
+    ]
 
 
 @dataclass(kw_only=True)
@@ -58,6 +80,8 @@ class RolloutCollector:
         weights_per_prompt: M, weight vectors that each prompt is sampled under.
         relabel: `none`, `antithetic` or `fresh`.
         num_relabels: N, further weight vectors to label each prompt under.
+        bound_probability: How often a prompt is sampled under a lower bound of an objective that
+            the conditioner has a range for.
         phase: Called with `generate` or `score`; times and shows the phase.
     """
 
@@ -71,11 +95,13 @@ class RolloutCollector:
     weights_per_prompt: int = 1
     relabel: str = "none"
     num_relabels: int = 1
+    bound_probability: float = 0.5
     phase: Phase = lambda _: nullcontext()
 
-    def encode(self, prompt: Prompt, weights: Tensor) -> TokenIds:
-        """Token ids of one prompt conditioned on weights `[K]`."""
-        return self.conditioner.encode(self.tokenizer, prompt, weights.tolist())
+    def encode(self, prompt: Prompt, weights: Tensor, bounds: Tensor | None = None) -> TokenIds:
+        """Token ids of one prompt conditioned on weights `[K]`, and on lower bounds `[K]`."""
+        asked = None if bounds is None else bounds.tolist()
+        return self.conditioner.encode(self.tokenizer, prompt, weights.tolist(), asked)
 
     def collect(
         self, batch: PromptBatch, *, key: tuple[int | str, ...], first: int = 0
@@ -93,7 +119,11 @@ class RolloutCollector:
         M = self.weights_per_prompt
         sampled, further = self._weights(batch.indices, key, first)  # [B, M, K], [B, N, K] or None
         weights, prompts = sampled.flatten(0, 1), [p for p in batch.prompts for _ in range(M)]
-        prompt_ids = [self.encode(p, w) for p, w in zip(prompts, weights, strict=True)]
+        bounds = self._bounds(batch.indices, key)  # [B, K] or None
+        prompt_ids = [
+            self.encode(prompt, row, None if bounds is None else bounds[i // M])
+            for i, (prompt, row) in enumerate(zip(prompts, weights, strict=True))
+        ]
         with self.phase("generate"):
             completions = self.generator.generate(
                 prompt_ids,
@@ -117,6 +147,7 @@ class RolloutCollector:
             rewards=rewards,
             weights_per_prompt=M,
             relabel_weights=further,
+            bounds=bounds,
         )
 
     def score(self, batch: PromptBatch, texts: Sequence[Sequence[str]]) -> Tensor:
@@ -147,13 +178,25 @@ class RolloutCollector:
         sequence: list[Tensor] = []
         for number in range(wanted):
             if number % 2:
-                sequence.append(antithetic_weights(sequence[-1]))
+                sequence.append(self.sampler.opposite(sequence[-1]))
             else:
                 sequence.append(drawn(number))
         if self.relabel == "fresh":
             sequence += [drawn(M + number) for number in range(N)]
         stacked = torch.stack(sequence, dim=1)  # [B, M + N, K]
         return stacked[:, :M], stacked[:, M:] if N else None
+
+    def _bounds(self, indices: Sequence[int], key: tuple[int | str, ...]) -> Tensor | None:
+        """The lower bounds of each prompt `[B, K]`, the same under all its weights."""
+        ranges = [self.conditioner.lower_bounds.get(n) for n in self.conditioner.objectives]
+        if not any(ranges):
+            return None
+        rows = [
+            draw_bounds(ranges, derive_seed(*key, "bound", i), self.bound_probability)
+            for i in indices
+        ]
+        # As precise as rewards: one that equals its bound must not fall short by rounding.
+        return torch.tensor(rows, dtype=torch.float32).view(-1, len(ranges))
 
     def _positions(self, indices: Sequence[int], rows: int) -> list[tuple[int, ...]]:
         """What keys the randomness of each row: its prompt's place, and its own among M."""

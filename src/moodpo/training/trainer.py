@@ -40,7 +40,6 @@ from moodpo.core.logps import (
 )
 from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
 from moodpo.core.pairing import gap_threshold, pair_completions
-from moodpo.core.scalarization import scalarize
 from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
 from moodpo.generation.base import Generator, SamplingConfig
 from moodpo.generation.hf import HFGenerator
@@ -57,7 +56,13 @@ from moodpo.training.lookahead import Lookahead, replicate
 from moodpo.training.metrics import MetricStore, PhaseClock
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
 from moodpo.training.pair_attention import use_pair_attention
-from moodpo.training.pairs import PairStatistics, build_pairs, identities
+from moodpo.training.pairs import (
+    PairStatistics,
+    bounds_kept,
+    build_pairs,
+    identities,
+    label_utilities,
+)
 from moodpo.training.reference import make_reference
 from moodpo.training.rollout import RolloutCollector, derive_seed
 from moodpo.training.samplers import WeightSampler, as_sampler, make_sampler
@@ -169,9 +174,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         use_pair_attention(self.model)  # where it is now: the Trainer has moved it to its device
         self.clock = PhaseClock(self._show_phase)
         panel = self._make_panel(reward_funcs)
-        conditioner = conditioner or Conditioner.of(
-            panel.names, weight_format=args.weight_format, template=args.instruction_template
-        )
+        conditioner = conditioner or args.make_conditioner(panel.names)
         if conditioner.objectives != panel.names:
             raise ConfigError(
                 f"The conditioner's objectives {conditioner.objectives} are not the rewards "
@@ -189,11 +192,12 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             generator=self.make_generator(self.model),
             panel=panel,
             sampling=sampling_config(args),
-            sampler=self._make_sampler(weight_sampler, len(panel.names)),
+            sampler=self._make_sampler(weight_sampler, conditioner),
             num_completions=args.num_generations // args.weights_per_prompt,
             weights_per_prompt=args.weights_per_prompt,
             relabel=args.relabel,
             num_relabels=args.num_relabels,
+            bound_probability=args.bound_probability,
             phase=self.clock,
         )
         self._lookahead = self._make_lookahead() if args.async_rollouts else None
@@ -270,6 +274,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "label_smoothing",
                         "concentration",
                         "weight_sampler",
+                        "bound_probability",
                         "relabel",
                         "num_relabels",
                         "num_generations",
@@ -635,6 +640,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             values = rollout.rewards[..., k]
             metrics.add_values(f"objective/{name}/mean", values)
             metrics.add_values(f"objective/{name}/square", values.double() ** 2)
+            if rollout.bounds is not None:
+                kept, asked = bounds_kept(rollout, k)
+                metrics.add(f"bounds/{name}/kept", kept, asked)
         metrics.add_values("utility/chosen", pairs.utilities[:, 0])
         metrics.add_values("utility/rejected", pairs.utilities[:, 1])
         for name in ("active", "ties", "duplicates", "undefined"):
@@ -660,13 +668,14 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self._metrics[mode].add("tokens_per_second", tokens, total)
 
     def _sample_rows(self, rollout: RolloutBatch) -> list[dict[str, Any]]:
-        rewards = self.normalizer.normalize(rollout.rewards)
-        pairing = pair_completions(
-            scalarize(
-                rewards, rollout.weights, self.args.scalarization, ideal=self.normalizer.ideal()
-            ),
-            identities=identities(rollout.completion_ids),
-        )
+        utilities = label_utilities(
+            rollout.rewards,
+            rollout.weights.unsqueeze(1),
+            normalizer=self.normalizer,
+            scalarization=self.args.scalarization,
+            bounds=rollout.row_bounds(),
+        ).squeeze(1)
+        pairing = pair_completions(utilities, identities=identities(rollout.completion_ids))
         return sample_rows(
             rollout,
             pairing,
@@ -697,17 +706,18 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             )
         return RewardPanel(rewards)
 
-    def _make_sampler(self, given: Any, num_objectives: int) -> WeightSampler:
+    def _make_sampler(self, given: Any, conditioner: Conditioner) -> WeightSampler:
         if given is not None:
             return as_sampler(given)
         args = self.args
         return make_sampler(
             args.weight_sampler,
             concentration=args.concentration,
-            num_objectives=num_objectives,
+            num_objectives=len(conditioner.objectives),
             corner_probability=args.corner_probability,
             exploration=args.exploration,
             seed=derive_seed(args.seed, "weights"),
+            signed=[name in conditioner.signed for name in conditioner.objectives],
         )
 
     def _calibrate_once(self) -> None:

@@ -1,0 +1,331 @@
+"""Ablation: each addition to the published method alone, and together, at equal cost.
+
+Run by hand: `python benchmarks/ablation.py --seeds 0 1 2`. Every arm trains the embedded default
+with one thing changed, at a constant learning rate, until it has sampled the most `--completions`
+**and** trained for the most `--processor_minutes`, and is asked whenever it reaches one of them: a
+run gives comparisons at equal completions and at equal time, and a curve between. Minutes are those
+of all processors together, without the asking and the loading.
+
+All arms start from the same base model and adapters, and are asked on the same held-out prompts,
+under the same weights, with the same seeds, and measured in the units of the base model with the
+preset's way of writing weights. Intervals are Student's over the training seeds: two policies of
+the same recipe differ by more than the sampling of their answers.
+
+A run is written to `OUTPUT/ARM-FORMAT-SEED.json` as soon as it has ended and is not run again;
+several processes may work on the same folder. `--report` only prints the tables of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from compare_methods import (
+    Bench,
+    ProcessorClock,
+    add_training_options,
+    against,
+    evaluate,
+    make_trainer,
+    open_bench,
+    policy_of,
+    prompting,
+)
+from machine import report
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from moodpo.conditioning import Conditioner
+from moodpo.evaluation.results import SweepResult
+from moodpo.manifest import write_json
+from moodpo.tasks import EMBEDDED
+
+ARMS: dict[str, dict[str, Any]] = {
+    "mo-odpo": {"relabel": "none"},
+    "antithetic": {},
+    "antithetic-3": {"num_relabels": 3},
+    "fresh": {"relabel": "fresh"},
+    "best-of-4": {"relabel": "none", "num_generations": 4},
+    "opposed": {"relabel": "none", "weights_per_prompt": 2},
+    "spread": {"relabel": "none", "num_generations": 4, "weights_per_prompt": 2},
+    "spread-chebyshev": {
+        "relabel": "none",
+        "num_generations": 4,
+        "weights_per_prompt": 2,
+        "scalarization": "chebyshev",
+    },
+    "contrastive": {"contrastive_coefficient": 0.5},
+    "per-objective": {"relabel": "none", "pairing": "per_objective"},
+    "warm-start": {"relabel": "none", "warmup_steps_sft": 6},
+    "corners": {"relabel": "none", "weight_sampler": "corners"},
+    "front": {"relabel": "none", "weight_sampler": "front"},
+    "opposed-contrastive": {
+        "relabel": "none",
+        "weights_per_prompt": 2,
+        "contrastive_coefficient": 0.5,
+    },
+}
+"""What differs from the defaults of `MOODPOConfig`, which relabel antithetically. All arms sample
+as many completions in a step: more of a prompt make the batch smaller."""
+
+MEASURES = {
+    "hypervolume": "hypervolume ↑",
+    "mean_utility": "mean utility ↑",
+    "steerability": "steerability ↑",
+}
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+"""Two-sided 95 % quantiles of Student's t by degrees of freedom."""
+QUICK = {
+    "arms": ["mo-odpo", "antithetic"],
+    "seeds": [0],
+    "after_completions": [8, 16],
+    "processor_minutes": [0.01],
+    "batch_size": 4,
+    "max_new_tokens": 8,
+    "weights_per_objective": 2,
+    "num_prompts": 2,
+    "calibration_prompts": 4,
+}
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument(
+        "--formats", nargs="+", default=[EMBEDDED["weight_format"]], help="how weights are written"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training")
+    parser.add_argument(
+        "--processor_minutes", nargs="+", type=float, default=[3.5], help="to ask after"
+    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="for all arms")
+    parser.add_argument("--report", action="store_true", help="only print what is there")
+    parser.add_argument("--quick", action="store_true", help="as small as can be: does it run?")
+    add_training_options(parser)
+    parser.add_argument(
+        "--completions",
+        nargs="+",
+        type=int,
+        default=[1440],
+        dest="after_completions",
+        help="to ask after",
+    )
+    parser.set_defaults(
+        output_dir="outputs/ablation",
+        batch_size=24,
+        num_prompts=84,
+        reference_point=[0.0, 0.0],
+    )
+    # Of the calibration; runs have seeds of their own, and end by themselves.
+    parser.set_defaults(seed=0, completions=1, minutes=None)
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(**QUICK)  # what was given still wins
+    return parser.parse_args(argv)
+
+
+# ---- Runs ----
+
+
+@dataclass
+class Readings(TrainerCallback):  # type: ignore[misc]
+    """Asks a policy while it is trained, and ends its training when it has spent everything."""
+
+    ask: Callable[[], dict[str, Any]]
+    per_step: int  # completions
+    completions: Sequence[int]
+    minutes: Sequence[float]
+    points: list[dict[str, Any]] = field(default_factory=list)
+    asking: float = 0.0  # seconds that are not training
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts the clock."""
+        self.started = time.process_time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Asks where a budget is spent."""
+        spent = time.process_time() - self.started - self.asking
+        sampled = state.global_step * self.per_step
+        reached = {f"{count:,} completions": sampled >= count for count in self.completions}
+        reached |= {f"{minutes:g} minutes": spent >= 60 * minutes for minutes in self.minutes}
+        read = {name for point in self.points for name in point["of"]}
+        due = [name for name, there in reached.items() if there and name not in read]
+        if due:
+            with ProcessorClock() as clock:
+                answer = self.ask()
+            self.asking += clock.seconds
+            self.points.append({"of": due, "completions": sampled, "seconds": spent, **answer})
+        control.should_training_stop |= all(reached.values())
+        return control
+
+
+def run(bench: Bench, base: SweepResult, arm: str) -> list[dict[str, Any]]:
+    """Trains one arm; what was read on the way."""
+    args = bench.args
+    settings = {**ARMS[arm], **dict(map(parse_setting, args.set))}
+    trainer = make_trainer(bench, arm, {"max_steps": 1_000_000, **settings})
+    policy = policy_of(bench, trainer, arm)
+    size = trainer.args.per_device_train_batch_size * trainer.args.num_generations
+    readings = Readings(
+        ask=lambda: summary(against(evaluate(bench, policy), base, args.reference_point)),
+        per_step=size,
+        completions=args.after_completions,
+        minutes=args.processor_minutes,
+    )
+    trainer.add_callback(readings)
+    trainer.train()
+    return readings.points
+
+
+def summary(result: SweepResult) -> dict[str, Any]:
+    """What the tables need of a sweep."""
+    return {
+        "hypervolume": result.metrics["hypervolume"],
+        "mean_utility": result.metrics["mean_utility"],
+        "steerability": result.steerability["mean"],
+        "weights": result.weights.tolist(),
+        "rewards": result.rewards.mean(axis=1).tolist(),
+        "errors": (result.rewards.std(axis=1) / math.sqrt(result.num_prompts)).tolist(),
+    }
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE` of a setting, the value as in JSON or else a word."""
+    name, _, value = text.partition("=")
+    with contextlib.suppress(json.JSONDecodeError):
+        return name, json.loads(value)
+    return name, value
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process is the one to write a file; another that is at it has a claim."""
+    claim = path.with_suffix(".claim")
+    if path.exists():
+        yield False
+        return
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        claim.unlink()
+
+
+def base_sweep(bench: Bench) -> SweepResult:
+    """The prompted base model, which gives the units; asked once per folder."""
+    path = Path(bench.args.output_dir) / "base.json"
+    if path.exists():
+        return SweepResult.load(path)
+    result = evaluate(bench, prompting(bench))
+    result.save(path)
+    return result
+
+
+def train_all(args: argparse.Namespace) -> None:
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = open_bench(args)
+    base = base_sweep(bench)
+    for seed in args.seeds:
+        for weight_format in args.formats:
+            for arm in args.arms:
+                name = f"{arm}-{weight_format}-{seed}"
+                path = folder / f"{name}.json"
+                with claimed(path) as mine:
+                    if not mine:
+                        continue
+                    own = replace(
+                        bench,
+                        args=argparse.Namespace(
+                            **{**vars(args), "seed": seed, "weight_format": weight_format}
+                        ),
+                        conditioner=Conditioner.of(bench.panel.names, weight_format=weight_format),
+                    )
+                    points = run(own, base, arm)
+                    record = {"arm": arm, "format": weight_format, "seed": seed, "points": points}
+                    write_json(path, record)
+                    print(name, *(f"{p['steerability']['value']:.2f}" for p in points), flush=True)
+                gc.collect()  # a trainer and its model hold on to each other
+
+
+# ---- Tables ----
+
+
+def read_runs(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """All runs that have ended, by arm and format in the order of `ARMS`."""
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*-*-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        runs.setdefault((record["arm"], record["format"]), []).append(record)
+    return dict(sorted(runs.items(), key=lambda item: (list(ARMS).index(item[0][0]), item[0][1])))
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean and Student's 95 % interval over training seeds; the mean alone of one."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.2f}"
+    quantile = STUDENT.get(len(values) - 1, 1.96)
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+
+
+def budgets(runs: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Every moment that some run was asked at, as often as it was reached."""
+    records = [record for group in runs.values() for record in group]
+    return list(dict.fromkeys(name for r in records for p in r["points"] for name in p["of"]))
+
+
+def rows(
+    runs: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], budget: str
+) -> list[list[str]]:
+    """One row per arm and format that was asked at a moment."""
+    table = []
+    for (arm, weight_format), records in runs.items():
+        points = [p for record in records for p in record["points"] if budget in p["of"]]
+        if points:
+            table.append(
+                [
+                    arm,
+                    weight_format,
+                    str(len(points)),
+                    f"{statistics.fmean(p['completions'] for p in points):,.0f}",
+                    f"{statistics.fmean(p['seconds'] for p in points) / 60:.1f}",
+                    *(over_seeds([p[name]["value"] for p in points]) for name in MEASURES),
+                ]
+            )
+    return table
+
+
+def print_tables(folder: Path) -> None:
+    runs = read_runs(folder)
+    header = ("arm", "weights as", "seeds", "completions", "minutes", *MEASURES.values())
+    for budget in budgets(runs):
+        report(f"After {budget}", header, rows(runs, budget))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(args.threads)
+    if not args.report:
+        train_all(args)
+    print_tables(Path(args.output_dir))
+
+
+if __name__ == "__main__":
+    main()

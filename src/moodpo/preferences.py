@@ -1,0 +1,245 @@
+"""Preferences: what may be asked of a policy, read from text and checked.
+
+Objective weights say what matters how much; lower bounds say what must be reached first. A weight
+is at least 0, unless its objective is *signed*: then less of it may be asked for, too. Knows
+nothing of how a preference is written into a prompt. Shapes: K objectives.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+
+from moodpo.errors import ConfigError, WeightsError
+
+__all__ = [
+    "BoundRange",
+    "check_names",
+    "parse_bound_ranges",
+    "parse_bounds",
+    "parse_weights",
+    "round_bound",
+    "validate_bounds",
+    "validate_weights",
+    "wrong_count",
+]
+
+SUM_TOLERANCE = 1e-3
+BOUND_DIGITS = 3  # significant ones: what is drawn is what is written
+
+BoundRange = tuple[float, float]
+"""Lowest and highest bound that a policy is trained on, in raw reward."""
+
+
+# ---- Weights ----
+
+
+def parse_weights(
+    text: str, objectives: Sequence[str], *, signed: Collection[str] = ()
+) -> tuple[float, ...]:
+    """Reads `helpful=0.7,harmless=0.3`; names left out weigh 0.
+
+    Args:
+        text: Comma-separated `NAME=VALUE`.
+        objectives: Known names, in order.
+        signed: Names whose weight may be negative.
+
+    Returns:
+        Weights in the order of `objectives`, as `validate_weights`.
+
+    Raises:
+        WeightsError: If a part is malformed, or as `validate_weights`.
+    """
+    weights: dict[str, float] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise WeightsError(
+                f"Cannot read {part!r} in the weights {text!r}. Write NAME=VALUE, comma-separated, "
+                f"as in {','.join(f'{n}={1 / len(objectives):.2g}' for n in objectives)}."
+            ) from None
+        if name.strip() in weights:
+            raise WeightsError(f"The weights {text!r} name {name.strip()!r} twice. Name it once.")
+        weights[name.strip()] = number
+    return validate_weights(weights, objectives, signed=signed)
+
+
+def validate_weights(
+    weights: Mapping[str, float] | Sequence[float],
+    objectives: Sequence[str],
+    *,
+    signed: Collection[str] = (),
+) -> tuple[float, ...]:
+    """Checks objective weights and scales them so that their sizes sum to 1.
+
+    Args:
+        weights: By name (missing names weigh 0), or K values in the order of `objectives`.
+        objectives: Known names, in order.
+        signed: Names whose weight may be negative: less of it is asked for (Wang et al. 2024,
+            arXiv 2402.18571, ask in such directions).
+
+    Returns:
+        K weights, `Σ_k |w_k| = 1`; on the simplex where none is negative. Warns if the sum was
+        off by more than 1e-3.
+
+    Raises:
+        WeightsError: On unknown names, a wrong count, non-finite values, all zero, or a negative
+            weight of an objective that is not signed.
+    """
+    if isinstance(weights, Mapping):
+        check_names(weights, objectives, what="in the weights")
+        values = [float(weights.get(name, 0.0)) for name in objectives]
+    else:
+        values = [float(w) for w in weights]
+        if len(values) != len(objectives):
+            raise WeightsError(wrong_count(len(values), objectives))
+    for name, value in zip(objectives, values, strict=True):
+        if not math.isfinite(value):
+            raise WeightsError(f"The weight of {name!r} is {value}; weights must be finite.")
+        if value < 0 and name not in signed:
+            raise WeightsError(
+                f"The weight of {name!r} is {value}; weights must be finite and at least 0. A "
+                "policy that is trained with --signed_objectives takes negative ones."
+            )
+    total = math.fsum(map(abs, values))
+    if total <= 0:
+        raise WeightsError("All weights are 0. Give at least one objective a positive weight.")
+    if abs(total - 1) > SUM_TOLERANCE:
+        warnings.warn(f"Objective weights sum to {total:g}; normalized to 1.", stacklevel=2)
+    return tuple(value / total for value in values)
+
+
+def check_names(names: Collection[str], objectives: Sequence[str], *, what: str) -> None:
+    """Refuses names that are no objectives.
+
+    Raises:
+        WeightsError: Naming the first, and what it may have meant.
+    """
+    for name in names:
+        if name not in objectives:
+            close = get_close_matches(name, objectives, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise WeightsError(
+                f"Unknown objective {name!r} {what}; this policy knows "
+                f"{', '.join(objectives)}.{hint}"
+            )
+
+
+def wrong_count(given: int, objectives: Sequence[str]) -> str:
+    """What to say of a weight vector of another length."""
+    return (
+        f"objective_weights has {given} entries but there are {len(objectives)} objectives "
+        f"({', '.join(objectives)}). Pass one weight per objective, in this order."
+    )
+
+
+# ---- Lower bounds ----
+
+
+def parse_bound_ranges(given: Sequence[str]) -> dict[str, BoundRange]:
+    """Reads what a policy is trained on: `harmless=0.1:0.5`, or `harmless=0.3` for one bound.
+
+    Args:
+        given: `NAME=LOW:HIGH` or `NAME=VALUE`, in raw reward.
+
+    Raises:
+        ConfigError: If one is not of that form, or an objective is named twice.
+    """
+    ranges: dict[str, BoundRange] = {}
+    for text in given:
+        name, _, values = text.partition("=")
+        low, _, high = values.partition(":")
+        try:
+            found = (float(low), float(high or low))
+        except ValueError:
+            found = (math.nan, math.nan)
+        if not (name.strip() and all(map(math.isfinite, found)) and found[0] <= found[1]):
+            raise ConfigError(
+                f"Cannot read the lower bound {text!r}. Write NAME=LOW:HIGH, as in "
+                "harmless=0.1:0.5, or NAME=VALUE, in raw reward."
+            )
+        if name.strip() in ranges:
+            raise ConfigError(f"The lower bounds name {name.strip()!r} twice. Name it once.")
+        ranges[name.strip()] = found
+    return ranges
+
+
+def parse_bounds(
+    text: str, objectives: Sequence[str], ranges: Mapping[str, BoundRange]
+) -> dict[str, float]:
+    """Reads what is asked of a policy: `harmless=0.3`, comma-separated.
+
+    Args:
+        text: `NAME=VALUE`, comma-separated.
+        objectives: Known names, in order.
+        ranges: What the policy was trained on.
+
+    Returns:
+        Bounds in raw reward by name.
+
+    Raises:
+        WeightsError: If a part is malformed, or as `validate_bounds`.
+    """
+    try:
+        read = parse_bound_ranges([p for p in (p.strip() for p in text.split(",")) if p])
+    except ConfigError as error:
+        raise WeightsError(str(error)) from None
+    for name, (low, high) in read.items():
+        if low != high:
+            raise WeightsError(
+                f"The lower bound of {name!r} is a range, {low:g} to {high:g}. Ask for one value, "
+                f"as in {name}={low:g}."
+            )
+    bounds = {name: low for name, (low, _) in read.items()}
+    validate_bounds(bounds, objectives, ranges)
+    return bounds
+
+
+def validate_bounds(
+    bounds: Mapping[str, float] | None,
+    objectives: Sequence[str],
+    ranges: Mapping[str, BoundRange],
+) -> tuple[float, ...]:
+    """Checks lower bounds against what a policy was trained on.
+
+    Args:
+        bounds: Raw reward that an objective must reach, by name; none where left out.
+        objectives: K names, in order.
+        ranges: What the policy was trained on, by name.
+
+    Returns:
+        K bounds as they are written, NaN where there is none. Warns outside the trained range.
+
+    Raises:
+        WeightsError: On unknown names, values that are not finite, or objectives that the policy
+            was trained without bounds on.
+    """
+    bounds = bounds or {}
+    check_names(bounds, objectives, what="in the lower bounds")
+    for name, value in bounds.items():
+        if not math.isfinite(value):
+            raise WeightsError(f"The lower bound of {name!r} is {value}; it must be finite.")
+        if name not in ranges:
+            trained = f"only on {', '.join(ranges)}" if ranges else "on none"
+            raise WeightsError(
+                f"A lower bound of {name!r} was asked for, but this policy was trained with bounds "
+                f"{trained}. Raise the weight of {name!r}, or train with "
+                f"--lower_bounds {name}=LOW:HIGH."
+            )
+        low, high = ranges[name]
+        if not low <= value <= high:
+            warnings.warn(
+                f"The lower bound {value:g} of {name!r} is outside what the policy was trained on, "
+                f"{low:g} to {high:g}: it may not be kept.",
+                stacklevel=2,
+            )
+    return tuple(round_bound(bounds[n]) if n in bounds else math.nan for n in objectives)
+
+
+def round_bound(value: float) -> float:
+    """A bound in as many digits as a prompt writes."""
+    return float(f"{value:.{BOUND_DIGITS}g}")
