@@ -1,10 +1,11 @@
 """Ablation: each addition to the published method alone, and together, at equal cost.
 
 Run by hand: `python benchmarks/ablation.py --seeds 0 1 2`. Every arm trains the embedded default
-with one thing changed, at a constant learning rate, until it has sampled the most `--completions`
-**and** trained for the most `--processor_minutes`, and is asked whenever it reaches one of them: a
-run gives comparisons at equal completions and at equal time, and a curve between. Minutes are those
-of all processors together, without the asking and the loading.
+with one thing changed until it has sampled the most `--completions`, and is asked whenever it has
+sampled one of them: the last is the comparison, the others are the curve. The learning rate falls
+linearly to 0 at the last. With `--processor_minutes` arms are asked after so much training, too,
+at a constant rate: who is asked on the way must not have been slowed down for an end. Minutes are
+those of all processors together, without the asking and the loading.
 
 All arms start from the same base model and adapters, and are asked on the same held-out prompts,
 under the same weights, with the same seeds, and measured in the units of the base model with the
@@ -49,6 +50,7 @@ from moodpo.conditioning import Conditioner
 from moodpo.evaluation.results import SweepResult
 from moodpo.manifest import write_json
 from moodpo.tasks import EMBEDDED
+from moodpo.training.rollout import NUM_COMPLETIONS
 
 ARMS: dict[str, dict[str, Any]] = {
     "mo-odpo": {"relabel": "none"},
@@ -106,7 +108,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training")
     parser.add_argument(
-        "--processor_minutes", nargs="+", type=float, default=[3.5], help="to ask after"
+        "--processor_minutes", nargs="*", type=float, default=[], help="to ask after, too"
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="for all arms")
     parser.add_argument("--report", action="store_true", help="only print what is there")
@@ -116,7 +118,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--completions",
         nargs="+",
         type=int,
-        default=[1440],
+        default=[1920],
         dest="after_completions",
         help="to ask after",
     )
@@ -124,6 +126,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         output_dir="outputs/ablation",
         batch_size=24,
         num_prompts=84,
+        learning_rate=1e-3,
         reference_point=[0.0, 0.0],
     )
     # Of the calibration; runs have seeds of their own, and end by themselves.
@@ -171,8 +174,8 @@ class Readings(TrainerCallback):  # type: ignore[misc]
 def run(bench: Bench, base: SweepResult, arm: str) -> list[dict[str, Any]]:
     """Trains one arm; what was read on the way."""
     args = bench.args
-    settings = {**ARMS[arm], **dict(map(parse_setting, args.set))}
-    trainer = make_trainer(bench, arm, {"max_steps": 1_000_000, **settings})
+    settings = {**schedule(args), **ARMS[arm], **dict(map(parse_setting, args.set))}
+    trainer = make_trainer(bench, arm, settings)
     policy = policy_of(bench, trainer, arm)
     size = trainer.args.per_device_train_batch_size * trainer.args.num_generations
     readings = Readings(
@@ -184,6 +187,14 @@ def run(bench: Bench, base: SweepResult, arm: str) -> list[dict[str, Any]]:
     trainer.add_callback(readings)
     trainer.train()
     return readings.points
+
+
+def schedule(args: argparse.Namespace) -> dict[str, Any]:
+    """When training ends, and how fast it is until then."""
+    if args.processor_minutes:
+        return {"max_steps": 1_000_000}  # readings end it
+    steps = math.ceil(max(args.after_completions) / (args.batch_size * NUM_COMPLETIONS))
+    return {"max_steps": steps, "lr_scheduler_type": "linear"}
 
 
 def summary(result: SweepResult) -> dict[str, Any]:

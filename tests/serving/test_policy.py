@@ -334,3 +334,11 @@ def test_signed_objectives_take_negative_weights(policy, bounded):
     assert away != towards
     with pytest.raises(WeightsError, match="at least 0"):
         policy.generate("Hello", rows[0])
+
+
+def test_bounds_stay_with_their_objectives_when_the_order_changes(bounded):
+    held = bounded.bounded_by({"detail": 0.3})
+    backwards = held.written_by(replace(BOUNDED, objectives=("detail", "brevity")))
+    assert backwards.lower_bounds == {"detail": 0.3}
+    assert backwards.base_policy().lower_bounds == {"detail": 0.3}
+    assert backwards.base_policy().objectives == ("detail", "brevity")

@@ -169,10 +169,7 @@ class SteerablePolicy:
         Raises:
             WeightsError: If the policy was trained without them.
         """
-        other = copy(self)
-        other.__dict__.pop("_reference", None)  # the base model is asked for the same
-        other._bounds = other._read_bounds(lower_bounds)
-        return other
+        return copy(self)._asked_for(lower_bounds)
 
     def generate(
         self,
@@ -329,7 +326,7 @@ class SteerablePolicy:
         """
         other = copy(self)
         other.conditioner = conditioner
-        return other
+        return other._asked_for(self.lower_bounds)
 
     def base_policy(self) -> SteerablePolicy:
         """The model before training, under the very same instructions: what to compare with.
@@ -369,6 +366,12 @@ class SteerablePolicy:
     def _sha256(self) -> str | None:
         path = self._info.get("path")
         return hash_weights(path) if path and Path(path).is_dir() else None
+
+    def _asked_for(self, lower_bounds: Mapping[str, float]) -> SteerablePolicy:
+        """This policy itself, with other bounds."""
+        self._bounds = self._read_bounds(lower_bounds)
+        self.__dict__.pop("_reference", None)  # the base model is asked for the same
+        return self
 
     def _read_bounds(self, lower_bounds: Mapping[str, float] | None) -> tuple[float, ...]:
         return validate_bounds(lower_bounds, self.objectives, self.conditioner.lower_bounds)
