@@ -2,10 +2,11 @@
 
 Run by hand: `python benchmarks/ablation.py --seeds 0 1 2`. Every arm trains the embedded default
 with one thing changed until it has sampled the most `--completions`, and is asked whenever it has
-sampled one of them: the last is the comparison, the others are the curve. The learning rate falls
-linearly to 0 at the last. With `--processor_minutes` arms are asked after so much training, too,
-at a constant rate: who is asked on the way must not have been slowed down for an end. Minutes are
-those of all processors together, without the asking and the loading.
+sampled one of them: the last is the comparison, the others are the curve. The learning rate is
+constant and falls linearly to 0 over the last 30 % of the steps. With `--processor_minutes` arms
+are asked after so much training, too, and the rate stays constant: who is asked on the way must not
+have been slowed down for an end. Minutes are those of all processors together, without the asking
+and the loading.
 
 All arms start from the same base model and adapters, and are asked on the same held-out prompts,
 under the same weights, with the same seeds, and measured in the units of the base model with the
@@ -194,7 +195,11 @@ def schedule(args: argparse.Namespace) -> dict[str, Any]:
     if args.processor_minutes:
         return {"max_steps": 1_000_000}  # readings end it
     steps = math.ceil(max(args.after_completions) / (args.batch_size * NUM_COMPLETIONS))
-    return {"max_steps": steps, "lr_scheduler_type": "linear"}
+    return {
+        "max_steps": steps,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": round(0.3 * steps), "decay_type": "linear"},
+    }
 
 
 def summary(result: SweepResult) -> dict[str, Any]:

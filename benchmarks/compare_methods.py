@@ -71,6 +71,8 @@ QUICK = {
     "num_prompts": 4,
     "calibration_prompts": 8,
 }
+RECIPE = ("num_generations", "weights_per_prompt", "relabel")
+"""What the embedded default adds to the published method."""
 MEASURES = {
     "hypervolume": "hypervolume ↑",
     "mean_utility": "mean utility ↑",
@@ -343,19 +345,19 @@ def ric(bench: Bench) -> Any:
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "moodpo": {},
+    "moodpo": {name: EMBEDDED[name] for name in RECIPE},
     "mo-odpo": {"relabel": "none"},
+    "antithetic": {},
     "antithetic-3": {"num_relabels": 3},
     "fresh": {"relabel": "fresh"},
     "best-of-4": {"num_generations": 4},
-    "spread": {"num_generations": 4, "weights_per_prompt": 2, "relabel": "none"},
     "contrastive": {"contrastive_coefficient": 0.5},
     "per-objective": {"pairing": "per_objective"},
     "warm-start": {"warmup_steps_sft": 10},
     "corners": {"weight_sampler": "corners"},
 }
-"""`moodpo` is the method with its defaults, `mo-odpo` the published one, without relabeling; the
-others change one thing of the defaults."""
+"""`moodpo` is the embedded default, `mo-odpo` the published method, `antithetic` the defaults of
+`MOODPOConfig`; the others change one thing of these."""
 METHODS: dict[str, Callable[[Bench], Any]] = {
     "prompting": prompting,
     "soups": soups,

@@ -400,7 +400,9 @@ def test_settings_of_all_arms_are_read_as_json():
 
 def test_the_learning_rate_ends_with_the_last_reading_unless_time_is_read():
     ablation = imported("ablation")
-    args = ablation.parse_arguments(["--completions", "96", "100", "--batch_size", "24"])
-    assert ablation.schedule(args) == {"max_steps": 3, "lr_scheduler_type": "linear"}
+    args = ablation.parse_arguments(["--completions", "96", "470", "--batch_size", "24"])
+    schedule = ablation.schedule(args)
+    assert schedule["max_steps"] == 10
+    assert schedule["lr_scheduler_kwargs"]["num_decay_steps"] == 3
     args = ablation.parse_arguments(["--completions", "96", "--processor_minutes", "1"])
     assert "lr_scheduler_type" not in ablation.schedule(args)
