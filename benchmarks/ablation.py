@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from compare_methods import (
+    RECIPE,
     Bench,
     ProcessorClock,
     add_training_options,
@@ -55,6 +56,7 @@ from moodpo.training.rollout import NUM_COMPLETIONS
 
 ARMS: dict[str, dict[str, Any]] = {
     "mo-odpo": {"relabel": "none"},
+    "moodpo": RECIPE,
     "antithetic": {},
     "antithetic-3": {"num_relabels": 3},
     "fresh": {"relabel": "fresh"},
@@ -67,6 +69,9 @@ ARMS: dict[str, dict[str, Any]] = {
         "weights_per_prompt": 2,
         "scalarization": "chebyshev",
     },
+    "soft": {"relabel": "none", "label_temperature": 0.3},
+    "soft-moodpo": {**RECIPE, "label_temperature": 0.3},
+    "likelihood": {"relabel": "none", "rpo_alpha": 0.2},
     "contrastive": {"contrastive_coefficient": 0.5},
     "per-objective": {"relabel": "none", "pairing": "per_objective"},
     "warm-start": {"relabel": "none", "warmup_steps_sft": 6},
@@ -78,8 +83,9 @@ ARMS: dict[str, dict[str, Any]] = {
         "contrastive_coefficient": 0.5,
     },
 }
-"""What differs from the defaults of `MOODPOConfig`, which relabel antithetically. All arms sample
-as many completions in a step: more of a prompt make the batch smaller."""
+"""What differs from the defaults of `MOODPOConfig`, which relabel antithetically; `moodpo` is the
+embedded default, all of what helped together. All arms sample as many completions in a step: more
+of a prompt make the batch smaller."""
 
 MEASURES = {
     "hypervolume": "hypervolume ↑",

@@ -71,7 +71,10 @@ QUICK = {
     "num_prompts": 4,
     "calibration_prompts": 8,
 }
-RECIPE = ("num_generations", "weights_per_prompt", "relabel")
+RECIPE = {
+    name: EMBEDDED[name]
+    for name in ("num_generations", "weights_per_prompt", "relabel", "rpo_alpha")
+}
 """What the embedded default adds to the published method."""
 MEASURES = {
     "hypervolume": "hypervolume ↑",
@@ -345,7 +348,7 @@ def ric(bench: Bench) -> Any:
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "moodpo": {name: EMBEDDED[name] for name in RECIPE},
+    "moodpo": RECIPE,
     "mo-odpo": {"relabel": "none"},
     "antithetic": {},
     "antithetic-3": {"num_relabels": 3},

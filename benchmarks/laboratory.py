@@ -291,6 +291,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "best-of-4": {"num_generations": 4},
     "opposed": {"weights_per_prompt": 2, "relabel": "none"},
     "spread": {"num_generations": 4, "weights_per_prompt": 2, "relabel": "none"},
+    "soft": {"label_temperature": 0.5},
+    "spread-soft": {
+        "num_generations": 4,
+        "weights_per_prompt": 2,
+        "relabel": "none",
+        "label_temperature": 0.5,
+    },
     "contrastive": {"contrastive_coefficient": 0.5},
     "per-objective": {"pairing": "per_objective"},
     "warm-start": {"warmup_steps_sft": 16},

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import hypothesis.strategies as st
 import pytest
@@ -60,6 +61,7 @@ def simplex(k):
         ),
         ("verbal", "Be very helpful, slightly harmless."),
         ("directive", "70%: Be helpful. 30%: Be harmless."),
+        ("grouped", "70%: Be helpful. 30%: Be harmless."),
         (
             "verbal+decimal",
             "Be very helpful, slightly harmless. Objective weights: helpful 0.70, harmless 0.30.",
@@ -102,6 +104,30 @@ def test_directives_say_the_strongest_first_and_leave_out_what_hardly_weighs():
     ]
 
 
+def test_nearly_equal_weights_stand_in_one_group():
+    conditioner = Conditioner(objectives=("a", "b", "c"), weight_format="grouped", signed=("c",))
+    vectors = {
+        (0.6, 0.4, 0.0): "Balanced (60%, 40%): Be a. Be b.",
+        (0.61, 0.39, 0.0): "61%: Be a. 39%: Be b.",
+        (0.5, 0.25, 0.25): "50%: Be a. Balanced (25%, 25%): Be b. Be c.",
+        # A group is as wide as its strongest member allows, however close its neighbors are.
+        (0.15, 0.5, 0.35): "Balanced (50%, 35%): Be b. Be c. 15%: Be a.",
+        (0.4, 0.3, -0.3): "Balanced (40%, 30%, 30% against): Be a. Be b. Be c.",
+        (0.0, 0.02, 0.98): "98%: Be c.",
+    }
+    assert {weights: conditioner.instruction(weights) for weights in vectors} == vectors
+
+
+@given(simplex(4))
+def test_groups_keep_the_order_and_the_numbers_of_directives(weights):
+    def content(weight_format):
+        conditioner = Conditioner(objectives=tuple("abcd"), weight_format=weight_format)
+        words = re.findall(r"\d+%|Be .", conditioner.instruction(weights))
+        return [w for w in words if "%" in w], [w for w in words if "%" not in w]
+
+    assert content("grouped") == content("directive")
+
+
 @given(simplex(3))
 def test_written_numbers_sum_to_exactly_one(weights):
     conditioner = Conditioner(objectives=("a", "b", "c"), weight_format="percent")
@@ -129,7 +155,7 @@ def test_templates_that_cannot_work_are_refused(template):
 
 
 def test_unknown_formats_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="decimal, percent, unary, verbal, directive"):
+    with pytest.raises(ConfigError, match="decimal, percent, unary, verbal, directive, grouped"):
         Conditioner(objectives=NAMES, weight_format="verbal+roman")
 
 

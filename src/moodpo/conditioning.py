@@ -31,8 +31,9 @@ __all__ = [
 ]
 
 # The one format that we measured to steer a small model within minutes: docs/conditioning.md.
-DEFAULT_FORMAT = "directive"
+DEFAULT_FORMAT = "grouped"
 DIRECTIVE_FLOOR = 5  # percent: what weighs less is not asked for at all
+GROUP_WIDTH = 20  # percentage points that weights of one group may lie apart
 PLAIN_FORMAT = "{system}Human: {prompt}\n\nAssistant:"
 """How a prompt reads for a model without a chat template; `system` ends with a blank line."""
 
@@ -101,12 +102,34 @@ def _verbal(weights: Sequence[float], names: Sequence[str]) -> str:
 
 
 def _directive(weights: Sequence[float], sentences: Sequence[str]) -> str:
-    shares = _apportion(weights, 100)
-    return " ".join(
-        f"{abs(share)}%{' against' if share < 0 else ''}: {text}"
-        for share, text in _ranked(shares, sentences)
-        if abs(share) >= DIRECTIVE_FLOOR
-    )
+    return " ".join(f"{_share(share)}: {text}" for share, text in _asked_for(weights, sentences))
+
+
+def _grouped(weights: Sequence[float], sentences: Sequence[str]) -> str:
+    # Of two sentences a small model follows the first, whatever their percentages: without groups
+    # an even balance reads like three quarters of whatever happens to come first.
+    groups: list[list[tuple[int, str]]] = []
+    for share, text in _asked_for(weights, sentences):
+        if groups and abs(groups[-1][0][0]) - abs(share) <= GROUP_WIDTH:
+            groups[-1].append((share, text))
+        else:
+            groups.append([(share, text)])
+    return " ".join(map(_group, groups))
+
+
+def _group(members: Sequence[tuple[int, str]]) -> str:
+    shares = ", ".join(_share(share) for share, _ in members)
+    heading = shares if len(members) == 1 else f"Balanced ({shares})"
+    return f"{heading}: {' '.join(text for _, text in members)}"
+
+
+def _asked_for(weights: Sequence[float], sentences: Sequence[str]) -> list[tuple[int, str]]:
+    ranked = _ranked(_apportion(weights, 100), sentences)
+    return [(int(share), text) for share, text in ranked if abs(share) >= DIRECTIVE_FLOOR]
+
+
+def _share(share: int) -> str:
+    return f"{abs(share)}%{' against' if share < 0 else ''}"
 
 
 def _ranked(values: Sequence[float], names: Sequence[str]) -> list[tuple[float, str]]:
@@ -120,6 +143,7 @@ _RENDERERS: dict[str, tuple[str, Callable[[Sequence[float], Sequence[str]], str]
     "unary": ("Objective weights: {weights}.", _unary),
     "verbal": ("Be {weights}.", _verbal),
     "directive": ("{weights}", _directive),
+    "grouped": ("{weights}", _grouped),
 }
 WEIGHT_FORMATS: tuple[str, ...] = tuple(_RENDERERS)
 
@@ -132,13 +156,14 @@ class Conditioner:
         objectives: Names in the order of every weight vector.
         weight_format: `decimal` (0.70), `percent` (70%), `unary` (a bar of ten per objective),
             `verbal` (words graded by weight), `directive` (a sentence per objective behind its
-            percentage), or several joined by `+`, as in `verbal+decimal`.
+            percentage), `grouped` (the same, objectives of nearly equal weight together), or
+            several joined by `+`, as in `verbal+decimal`.
         template: The user's own instruction in place of the default. `{weights}` stands for the
             weights in `weight_format`, `{NAME}` for one objective's two-decimal weight.
         phrases: What `verbal` says for an objective, such as `positivity: cheerful and
             positive`; the objective's name where absent.
-        directives: What `directive` says for an objective: a full sentence that asks for it;
-            `Be PHRASE.` where absent.
+        directives: What `directive` and `grouped` say for an objective: a full sentence that
+            asks for it; `Be PHRASE.` where absent.
         prompt_template: Frames the user's text for the policy, `{prompt}` standing for it, as in
             `Summarize this post: {prompt}`. Rewards still see the raw prompt.
         lower_bounds: Objectives that a lower bound may be asked of, with the lowest and the
@@ -313,7 +338,7 @@ class Conditioner:
         names = self.objectives
         if part == "verbal":
             names = tuple(self.phrases.get(name, name) for name in names)
-        if part == "directive":
+        if part in ("directive", "grouped"):
             names = tuple(
                 self.directives.get(name, f"Be {self.phrases.get(name, name)}.") for name in names
             )

@@ -48,13 +48,15 @@ EMBEDDED: Mapping[str, Any] = {
     "reward_models": ("plainness", "richness"),
     "output_dir": "outputs/default",
     # Asking in sentences steers this model a little before any training; numbers do not.
-    "weight_format": "directive",
+    "weight_format": "grouped",
     "concentration": (0.5,),
     # Two completions of a prompt under its weights, two under the opposite: what they differ in is
     # what the weights are about. Of all that we measured this steers soonest by far.
     "num_generations": 4,
     "weights_per_prompt": 2,
     "relabel": "none",
+    # Margins alone grow while answers fall apart: winners have to become likely themselves.
+    "rpo_alpha": 0.2,
     # On a CPU sampling is cheaper than training: train the clearest half of what was sampled.
     "pair_fraction": 0.5,
     "per_device_train_batch_size": 12,
@@ -64,8 +66,6 @@ EMBEDDED: Mapping[str, Any] = {
     "temperature": 0.8,
     "calibration_prompts": 48,
     "learning_rate": 1e-3,
-    # Soon every pair is easy to tell; without it the loss pulls on until answers fall apart.
-    "label_smoothing": 0.1,
     # At this rate a policy moves to and fro; the end settles it.
     "lr_scheduler_type": "warmup_stable_decay",
     "lr_scheduler_kwargs": {"num_decay_steps": 12, "decay_type": "linear"},

@@ -358,7 +358,7 @@ def test_an_ablation_asks_at_equal_completions_and_at_equal_time(tmp_path, capsy
     ablation.main([*ablation_flags, "--arms", "mo-odpo", "spread"])
     printed = capsys.readouterr().out
     runs = {p.name: json.loads(p.read_text()) for p in (tmp_path / "out").glob("*-*-0.json")}
-    assert runs.keys() == {"mo-odpo-directive-0.json", "spread-directive-0.json"}
+    assert runs.keys() == {"mo-odpo-grouped-0.json", "spread-grouped-0.json"}
     for record in runs.values():
         reading = {name: p for p in record["points"] for name in p["of"]}
         assert reading["8 completions"]["completions"] == 8
@@ -367,7 +367,7 @@ def test_an_ablation_asks_at_equal_completions_and_at_equal_time(tmp_path, capsy
         assert all(p["hypervolume"]["value"] >= 0 for p in record["points"])
     assert "After 16 completions" in printed
     assert "After 0.01 minutes" in printed
-    assert "| spread | directive | 1 | 16 |" in printed
+    assert "| spread | grouped | 1 | 16 |" in printed
     assert not list((tmp_path / "out").glob("*.claim"))
     # What is there is not run again.
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*-*-0.json")}

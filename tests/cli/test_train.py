@@ -101,7 +101,7 @@ def test_a_second_iteration_starts_from_the_first(run, trained, train_flags, tmp
     [
         (["--reward_models", "detail", "brevity"], "the order of objectives"),
         (["--reward_models", "brevity", "plainness"], "trained with objectives"),
-        (["--weight_format", "verbal"], "trained with weight_format = 'directive'"),
+        (["--weight_format", "verbal"], "trained with weight_format = 'grouped'"),
         (["--lora_r", "8"], "has 4 and keeps it"),
         (["--use_peft", "False"], "is an adapter, and --use_peft False"),
     ],

@@ -1,8 +1,17 @@
+import math
+
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given
 
-from moodpo.core.pairing import gap_threshold, objective_votes, pair_completions
+from moodpo.core.loss import voted_loss
+from moodpo.core.pairing import (
+    gap_threshold,
+    objective_votes,
+    pair_completions,
+    preference_probabilities,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -31,6 +40,48 @@ def test_votes_by_hand():
     rewards = torch.tensor([[[1.0, 0.0, 5.0], [0.0, 2.0, 5.0]], [[NAN, 1.0, 2.0], [0.0, 0.0, 3.0]]])
     votes = objective_votes(rewards, torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
     torch.testing.assert_close(votes, torch.tensor([[0.5, 0.3], [0.3, 0.2]]))
+
+
+def test_soft_votes_by_hand():
+    # σ(1 / 0.5) = 0.8808 and σ(-2 / 0.5) = 0.0180; a tie gives half to each side.
+    rewards = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 5.0], [NAN, 5.0]]])
+    votes = objective_votes(rewards, torch.tensor([[0.7, 0.3], [0.7, 0.3]]), temperature=0.5)
+    expected = torch.tensor([[0.7 * 0.8808 + 0.3 * 0.0180, 0.7 * 0.1192 + 0.3 * 0.9820]])
+    torch.testing.assert_close(votes[:1], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(votes[1], torch.tensor([0.15, 0.15]))
+
+
+def test_preferences_by_hand():
+    gaps = torch.tensor([2.0, 0.0, -1.0, NAN, INF])
+    assert preference_probabilities(gaps).tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+    soft = preference_probabilities(gaps, temperature=1.0)
+    torch.testing.assert_close(
+        soft, torch.tensor([0.8808, 0.5, 0.2689, 0.0, 1.0]), atol=1e-4, rtol=0
+    )
+
+
+@given(st.floats(0.01, 20), st.floats(0.1, 10))
+def test_soft_preferences_sum_to_one_and_end_in_hard_ones(gap, temperature):
+    gaps = torch.tensor([gap, -gap], dtype=torch.float64)
+    soft = preference_probabilities(gaps, temperature)
+    assert float(soft.sum()) == pytest.approx(1.0)
+    assert 0.5 < float(soft[0]) <= 1.0
+    hard = preference_probabilities(gaps, 1e-6)
+    torch.testing.assert_close(hard, preference_probabilities(gaps))
+
+
+@given(st.floats(-8, 8), st.floats(0.2, 5), st.floats(0.05, 2))
+def test_a_soft_label_is_satisfied_by_a_margin_of_its_gap(gap, temperature, beta):
+    votes = preference_probabilities(torch.tensor([[gap, -gap]], dtype=torch.float64), temperature)
+    margin = gap / temperature / beta
+    logps = torch.tensor([[margin, 0.0]], dtype=torch.float64, requires_grad=True)
+    reference, lengths = torch.zeros(1, 2).double(), torch.ones(1, 2).double()
+    loss = voted_loss(logps, reference, lengths, votes, loss_type="sigmoid", beta=beta)
+    loss.sum().backward()
+    assert float(logps.grad.detach().abs().max()) < 1e-9
+    p = float(votes[0, 0])
+    entropy = -sum(q * math.log(q) for q in (p, 1 - p) if q)
+    assert loss.item() == pytest.approx(entropy, abs=1e-9)
 
 
 def test_infinite_utilities_are_undefined_not_winners():

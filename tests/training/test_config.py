@@ -37,6 +37,8 @@ def test_the_documented_defaults(tmp_path):
         ({"beta": 0.0}, "beta"),
         ({"beta": float("nan")}, "beta"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
+        ({"label_temperature": -1.0}, "label_temperature must be at least 0; got -1.0"),
+        ({"rpo_alpha": float("nan")}, "rpo_alpha must be at least 0; got nan"),
         ({"concentration": [1.0, -1.0]}, "concentration must be positive"),
         ({"concentration": []}, "concentration"),
         ({"loss_type": "kto"}, "loss_type must be one of sigmoid"),

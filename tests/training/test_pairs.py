@@ -33,12 +33,13 @@ def make_rollout(rewards, weights, completion_ids=None, relabel="none"):
     )
 
 
-def build(rollout, scalarization="linear", pairing="scalarize"):
+def build(rollout, scalarization="linear", pairing="scalarize", label_temperature=0.0):
     return build_pairs(
         rollout,
         normalizer=Normalizer("none", 2),
         scalarization=scalarization,
         pairing=pairing,
+        label_temperature=label_temperature,
         encode=lambda prompt, weights, _: (
             int(prompt[1:]),
             *(round(w * 100) for w in weights.tolist()),
@@ -163,6 +164,19 @@ def test_objectives_vote_by_hand():
     assert voted.candidates.tolist() == [[1, 0]]
     torch.testing.assert_close(voted.votes, torch.tensor([[0.6, 0.4]]))
     torch.testing.assert_close(voted.utilities, torch.tensor([[0.6, 3.6]]))
+
+
+def test_soft_labels_are_as_sure_as_the_weights_make_the_gap_wide():
+    rewards = [[[1.0, 0.0], [0.0, 1.0]]] * 3
+    pairs, _ = build(
+        make_rollout(rewards, [[1.0, 0.0], [0.75, 0.25], [0.45, 0.55]]), label_temperature=0.5
+    )
+    # Gaps of 1, 0.5 and 0.1: σ(2), σ(1) and σ(0.2), always of the better one.
+    torch.testing.assert_close(
+        pairs.votes[:, 0], torch.tensor([0.8808, 0.7311, 0.5498]), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(pairs.votes.sum(-1), torch.ones(3))
+    assert pairs.candidates.tolist() == [[0, 1], [0, 1], [1, 0]]
 
 
 def test_selected_pairs_keep_all_their_fields():

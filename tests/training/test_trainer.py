@@ -55,6 +55,8 @@ def test_accumulation_changes_nothing_but_memory(tmp_path, lora):
         {"num_generations": 4, "weights_per_prompt": 2, "relabel": "fresh", "num_relabels": 2},
         {"num_generations": 3, "relabel": "antithetic", "num_relabels": 3},
         {"contrastive_coefficient": 0.5},
+        {"label_temperature": 0.5},
+        {"rpo_alpha": 0.5},
         {"pairing": "per_objective"},
         {"warmup_steps_sft": 1},
     ],
@@ -84,7 +86,13 @@ def test_without_its_terms_the_loss_is_that_of_the_published_method(tmp_path):
     settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     plain = make_trainer(tmp_path / "plain", **settings)
     plain.train()
-    off = {"contrastive_coefficient": 0.0, "relabel_min_importance": 1e-6, "warmup_steps_sft": 0}
+    off = {
+        "contrastive_coefficient": 0.0,
+        "relabel_min_importance": 1e-6,
+        "warmup_steps_sft": 0,
+        "rpo_alpha": 0.0,
+        "label_temperature": 0.0,
+    }
     same = make_trainer(tmp_path / "same", **settings, **off)
     same.train()
     assert_same(parameters(same), parameters(plain), atol=0, rtol=0)
@@ -112,6 +120,21 @@ def test_the_warmup_imitates_winners(tmp_path):
     # Per token of a policy that knows nothing yet: the log of its vocabulary.
     assert imitation == pytest.approx(math.log(trainer.model.config.vocab_size), rel=0.2)
     assert preference == pytest.approx(math.log(2), rel=0.2)
+
+
+def test_likelihood_is_added_to_preference(tmp_path):
+    whole = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 1}
+    losses = {}
+    for name, settings in {
+        "preference": {},
+        "imitation": {"warmup_steps_sft": 1},
+        "both": {"rpo_alpha": 0.25},
+    }.items():
+        trainer = make_trainer(tmp_path / name, **whole, **settings)
+        trainer.train()
+        (losses[name],) = logged(trainer, "loss")
+    expected = losses["preference"] + 0.25 * losses["imitation"]
+    assert losses["both"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Pairing", "gap_threshold", "objective_votes", "pair_completions"]
+__all__ = [
+    "Pairing",
+    "gap_threshold",
+    "objective_votes",
+    "pair_completions",
+    "preference_probabilities",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +77,29 @@ def pair_completions(
     )
 
 
-def objective_votes(rewards: Tensor, weights: Tensor) -> Tensor:
+def preference_probabilities(gaps: Tensor, temperature: float = 0.0) -> Tensor:
+    """How sure it is that the first of two completions is better, by what it has more of.
+
+    A Bradley-Terry judge, `p = σ(gap / T)`; as T goes to 0, whoever has more wins. Trained on such
+    labels, DPO's margin βh is drawn to `gap / T` and the policy to `π_ref exp(u_w / (βT))`, which
+    moves with the weights by degrees; hard labels have the same winner at weights of 0.6 and 1, and
+    pull on for ever. As reward-aware preference optimization with a backward divergence, η = 1 / T
+    (Nemotron-4 340B report, arXiv 2406.11704, section 3.3.2); see also arXiv 2405.19316.
+
+    Args:
+        gaps: Utility or reward of the first less that of the second, any shape; NaN is no opinion.
+        temperature: T, in units of the gaps, at least 0.
+
+    Returns:
+        Probabilities of the same shape, 0 where there is no opinion. Hard labels leave ties
+        without a winner, soft ones give both sides half.
+    """
+    if temperature == 0.0:
+        return (gaps > 0).to(gaps.dtype)
+    return torch.sigmoid(gaps / temperature).nan_to_num(0.0)
+
+
+def objective_votes(rewards: Tensor, weights: Tensor, temperature: float = 0.0) -> Tensor:
     """How much of the weight prefers each of two completions, objective by objective.
 
     The label of per-objective pairing: the loss `Σ_k w_k L(chosen_k, rejected_k)` (MI-EPO,
@@ -80,14 +108,15 @@ def objective_votes(rewards: Tensor, weights: Tensor) -> Tensor:
     Args:
         rewards: `[B, 2, K]`; NaN and ties vote for nobody.
         weights: `[B, K]` on the simplex; a negative weight votes for the lower reward.
+        temperature: Of `preference_probabilities`: above 0 every objective divides its vote.
 
     Returns:
         Votes `[B, 2]`: p for the first completion, q for the second.
     """
     first, second = (rewards * weights.sign().unsqueeze(1)).unbind(dim=1)  # [B, K]
-    weights = weights.abs()
-    ayes, noes = (first > second).to(weights.dtype), (second > first).to(weights.dtype)
-    return torch.stack([(weights * ayes).sum(-1), (weights * noes).sum(-1)], dim=-1)
+    gaps = torch.stack([first - second, second - first], dim=1)  # [B, 2, K]
+    opinions = preference_probabilities(gaps, temperature).to(weights.dtype)
+    return (weights.abs().unsqueeze(1) * opinions).sum(-1)
 
 
 def gap_threshold(gaps: Tensor, fraction: float) -> float:

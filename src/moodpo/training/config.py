@@ -183,6 +183,18 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "Assumed fraction of flipped preferences: conservative DPO with sigmoid, unbiased with "
         "robust; below 0.5.",
     )
+    label_temperature: float = _setting(
+        "loss",
+        0.0,
+        "Label pairs softly: the better is chosen with probability σ(utility gap / temperature), "
+        "so that weights in between ask for answers in between; 0 is one winner, as published.",
+    )
+    rpo_alpha: float = _setting(
+        "loss",
+        0.0,
+        "Weight of the chosen completion's negative log-likelihood per token, beside the "
+        "preference: a margin alone may grow while both completions become unlikely; 0 is off.",
+    )
     relabel: str = _setting(
         "loss",
         "antithetic",

@@ -36,6 +36,8 @@ RANGES: Mapping[str, tuple[float, float | None]] = {
     "pair_fraction": (1e-3, 1),
     "tokens_per_pass": (1, None),
     "label_smoothing": (0, 0.4999),
+    "label_temperature": (0, None),
+    "rpo_alpha": (0, None),
     "log_completions": (0, None),
     "learning_rate": (0, None),
 }

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from moodpo.core.bounds import feasible_first, violations
-from moodpo.core.pairing import Pairing, objective_votes, pair_completions
+from moodpo.core.pairing import (
+    Pairing,
+    objective_votes,
+    pair_completions,
+    preference_probabilities,
+)
 from moodpo.core.scalarization import Scalarization, scalarize
 from moodpo.records import PairBatch, Prompt, RolloutBatch, TokenIds
 from moodpo.rewards.normalize import Normalizer
@@ -123,6 +128,7 @@ def build_pairs(
     scalarization: Scalarization,
     encode: Callable[[Prompt, Tensor, Tensor | None], TokenIds],
     pairing: str = "scalarize",
+    label_temperature: float = 0.0,
 ) -> tuple[PairBatch, PairStatistics]:
     """Labels each prompt's completions under all its weights: the best against the worst.
 
@@ -138,6 +144,7 @@ def build_pairs(
             weights it was not sampled under.
         pairing: `scalarize`, or `per_objective` (G = 2 only): each objective votes for its winner
             with its weight, see `objective_votes`.
+        label_temperature: T of `preference_probabilities`, in units of utility; 0 has one winner.
 
     Returns:
         The active pairs, labeling by labeling, and counts of all.
@@ -151,7 +158,7 @@ def build_pairs(
         scalarization=scalarization,
         bounds=rollout.bounds,
     )  # [B, L, G]
-    pairings, votes = _pair(pool, labels, utilities, pairing)
+    pairings, votes = _pair(pool, labels, utilities, pairing, label_temperature)
     active = torch.stack([p.active for p in pairings])  # [L, B]
     order = torch.stack([p.order() for p in pairings])  # [L, B, 2]
     indices, rows = active.nonzero(as_tuple=True)  # [P] labelings and prompts
@@ -192,18 +199,20 @@ def _pool(rollout: RolloutBatch, normalizer: Normalizer) -> _Candidates:
 
 
 def _pair(
-    pool: _Candidates, labels: Tensor, utilities: Tensor, pairing: str
+    pool: _Candidates, labels: Tensor, utilities: Tensor, pairing: str, temperature: float
 ) -> tuple[list[Pairing], Tensor]:
     """The pairing of every labeling, and its votes `[L, B, 2]`."""
     pairings, votes = [], []
     for weights, scores in zip(labels.unbind(1), utilities.unbind(1), strict=True):
         if pairing == "per_objective":
-            ballots = objective_votes(pool.normalized, weights)  # [B, 2]
+            ballots = objective_votes(pool.normalized, weights, temperature)  # [B, 2]
             chosen = pair_completions(ballots, identities=pool.identities)
             ballots = ballots.gather(1, chosen.order())
         else:
             chosen = pair_completions(scores, identities=pool.identities)
-            ballots = torch.tensor([[1.0, 0.0]]).expand(len(weights), 2)
+            first, second = scores.gather(1, chosen.order()).unbind(-1)  # [B]
+            gaps = torch.stack([first - second, second - first], dim=-1)  # [B, 2]
+            ballots = preference_probabilities(gaps, temperature)
         pairings.append(chosen)
         votes.append(ballots)
     return pairings, torch.stack(votes)

@@ -272,6 +272,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "beta",
                         "loss_type",
                         "label_smoothing",
+                        "label_temperature",
+                        "rpo_alpha",
                         "concentration",
                         "weight_sampler",
                         "bound_probability",
@@ -492,6 +494,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             normalizer=self.normalizer,
             scalarization=self.args.scalarization,
             pairing=self.args.pairing,
+            label_temperature=self.args.label_temperature,
             encode=self.collector.encode,
         )
         pairs = self._widest(pairs, statistics.labeled)
@@ -597,6 +600,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             label_smoothing=args.label_smoothing,
         )  # [P]
         total = losses.sum()
+        if args.rpo_alpha:
+            total = total + args.rpo_alpha * imitation_loss(policy_logps, lengths).sum()
         if args.contrastive_coefficient:
             total = total + args.contrastive_coefficient * contrastive_loss(
                 policy_logps,
