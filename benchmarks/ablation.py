@@ -70,8 +70,13 @@ ARMS: dict[str, dict[str, Any]] = {
         "scalarization": "chebyshev",
     },
     "soft": {"relabel": "none", "label_temperature": 0.3},
-    "soft-moodpo": {**RECIPE, "label_temperature": 0.3},
     "likelihood": {"relabel": "none", "rpo_alpha": 0.2},
+    "spread-likelihood": {
+        "relabel": "none",
+        "num_generations": 4,
+        "weights_per_prompt": 2,
+        "rpo_alpha": 0.2,
+    },
     "contrastive": {"contrastive_coefficient": 0.5},
     "per-objective": {"relabel": "none", "pairing": "per_objective"},
     "warm-start": {"relabel": "none", "warmup_steps_sft": 6},
@@ -92,7 +97,7 @@ MEASURES = {
     "mean_utility": "mean utility ↑",
     "steerability": "steerability ↑",
 }
-STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+STUDENT = {2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 """Two-sided 95 % quantiles of Student's t by degrees of freedom."""
 QUICK = {
     "arms": ["mo-odpo", "antithetic"],
@@ -296,9 +301,9 @@ def read_runs(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 
 def over_seeds(values: Sequence[float]) -> str:
-    """Mean and Student's 95 % interval over training seeds; the mean alone of one."""
+    """Mean and Student's 95 % interval over training seeds; the mean alone of one or two."""
     mean = statistics.fmean(values)
-    if len(values) < 2:
+    if len(values) < 3:
         return f"{mean:.2f}"
     quantile = STUDENT.get(len(values) - 1, 1.96)
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))

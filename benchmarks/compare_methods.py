@@ -73,7 +73,13 @@ QUICK = {
 }
 RECIPE = {
     name: EMBEDDED[name]
-    for name in ("num_generations", "weights_per_prompt", "relabel", "rpo_alpha")
+    for name in (
+        "num_generations",
+        "weights_per_prompt",
+        "relabel",
+        "label_smoothing",
+        "rpo_alpha",
+    )
 }
 """What the embedded default adds to the published method."""
 MEASURES = {

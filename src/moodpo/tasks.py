@@ -55,8 +55,10 @@ EMBEDDED: Mapping[str, Any] = {
     "num_generations": 4,
     "weights_per_prompt": 2,
     "relabel": "none",
-    # Margins alone grow while answers fall apart: winners have to become likely themselves.
-    "rpo_alpha": 0.2,
+    # Soon every pair is easy to tell, and margins alone grow while answers fall apart: smoothing
+    # ends the pull, and winners have to become likely themselves.
+    "label_smoothing": 0.1,
+    "rpo_alpha": 0.1,
     # On a CPU sampling is cheaper than training: train the clearest half of what was sampled.
     "pair_fraction": 0.5,
     "per_device_train_batch_size": 12,

@@ -388,6 +388,7 @@ def test_a_run_is_claimed_by_one_process(tmp_path):
 def test_intervals_over_seeds_by_hand():
     over_seeds = imported("ablation").over_seeds
     assert over_seeds([0.5]) == "0.50"
+    assert over_seeds([0.4, 0.6]) == "0.50"  # an interval of two values says nothing
     # The standard deviation is 0.1, and 4.30 * 0.1 / sqrt(3) = 0.248.
     assert over_seeds([0.4, 0.5, 0.6]) == "0.50 [0.25, 0.75]"
 
