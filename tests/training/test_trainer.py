@@ -153,10 +153,10 @@ def test_settings_of_pairs_that_do_not_fit_are_refused(tmp_path, settings, messa
 
 
 @pytest.mark.parametrize(
-    ("settings", "passes"),
-    [({"tokens_per_pass": 10_000}, 1), ({"activation_checkpointing": True}, 1), ({}, 8)],
+    ("settings", "shared"),
+    [({"tokens_per_pass": 10_000}, True), ({"activation_checkpointing": True}, True), ({}, False)],
 )
-def test_micro_batches_share_a_pass_where_memory_allows(tmp_path, monkeypatch, settings, passes):
+def test_micro_batches_share_a_pass_where_memory_allows(tmp_path, monkeypatch, settings, shared):
     import moodpo.training.trainer as module
 
     alone = make_trainer(
@@ -179,7 +179,8 @@ def test_micro_batches_share_a_pass_where_memory_allows(tmp_path, monkeypatch, s
         **settings,
     )
     together.train()
-    assert len(counted) == passes
+    # Alone, a pass for every prompt; those whose completions are the same have no pair to train.
+    assert len(counted) == 1 if shared else 6 <= len(counted) <= 8
     assert_same(parameters(together), parameters(alone), atol=1e-5, rtol=1e-5)
     assert logged(together, "loss") == pytest.approx(logged(alone, "loss"), rel=1e-4)
 
