@@ -72,10 +72,18 @@ def gemma2():
     ).eval()
 
 
-def plain_logps(model, prompt, completion):
+def biased(attention="sdpa"):
+    model = llama(attention)
+    head = torch.nn.Linear(32, VOCABULARY)
+    head.load_state_dict({"weight": model.lm_head.weight, "bias": torch.randn(VOCABULARY)})
+    model.set_output_embeddings(head)
+    return model
+
+
+def plain_logps(model, prompt, completion, temperature=1.0):
     """The textbook way: one sequence at a time, full logits."""
     ids = torch.tensor([[*prompt, *completion]])
-    logps = model(input_ids=ids).logits[0].log_softmax(-1)  # [S, V]
+    logps = (model(input_ids=ids).logits[0] / temperature).log_softmax(-1)  # [S, V]
     at = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
     entropies = -(logps.exp() * logps).sum(-1)
     return (
@@ -91,15 +99,16 @@ def gradients(model, scalar):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("make", [llama, gpt2, biased])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("linear_head", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_every_path_equals_the_plain_loop_in_value_and_gradient(
-    make, attention, packed, linear_head
+    make, attention, packed, linear_head, temperature
 ):
     model = make(attention)
     flat = [(p, c) for p, pair in zip(PROMPTS, PAIRS, strict=True) for c in pair]
-    plain = [plain_logps(model, p, c) for p, c in flat]
+    plain = [plain_logps(model, p, c, temperature) for p, c in flat]
     expected = torch.stack([logp for logp, _ in plain])
     coefficients = torch.linspace(-1, 1, len(flat))
     expected_gradients = gradients(model, (expected * coefficients).sum())
@@ -108,7 +117,7 @@ def test_every_path_equals_the_plain_loop_in_value_and_gradient(
         batch = collate_pairs(PROMPTS, PAIRS, pad_token_id=0)
     else:
         batch = collate_sequences([p for p, _ in flat], [c for _, c in flat], pad_token_id=0)
-    result = completion_logps(model, batch, linear_head=linear_head)
+    result = completion_logps(model, batch, linear_head=linear_head, temperature=temperature)
     torch.testing.assert_close(result.logps, expected.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         result.entropies, torch.stack([e for _, e in plain]).detach(), atol=1e-4, rtol=1e-5

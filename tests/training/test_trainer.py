@@ -185,9 +185,17 @@ def test_micro_batches_share_a_pass_where_memory_allows(tmp_path, monkeypatch, s
     assert logged(together, "loss") == pytest.approx(logged(alone, "loss"), rel=1e-4)
 
 
-def test_the_gradient_is_that_of_the_plain_loop(tmp_path):
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gradient_is_that_of_the_plain_loop(tmp_path, temperature):
     """Generate, score and pair by the trainer; loss and gradient by the textbook."""
-    trainer = make_trainer(tmp_path, max_steps=1, learning_rate=0.0, beta=0.3, max_grad_norm=0.0)
+    trainer = make_trainer(
+        tmp_path,
+        max_steps=1,
+        learning_rate=0.0,
+        beta=0.3,
+        max_grad_norm=0.0,
+        temperature=temperature,
+    )
     captured = {}
     build = trainer._pair
 
@@ -214,7 +222,8 @@ def test_the_gradient_is_that_of_the_plain_loop(tmp_path):
     def logp(network, prompt, completion):
         logits = network(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
         at = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
-        return logits.log_softmax(-1)[at, torch.tensor(completion)].sum()
+        logps = (logits / temperature).log_softmax(-1)  # of the distribution that was sampled
+        return logps[at, torch.tensor(completion)].sum()
 
     def table(network):
         return torch.stack(

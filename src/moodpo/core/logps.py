@@ -173,9 +173,17 @@ def collate_pairs(
 
 
 def completion_logps(
-    model: nn.Module, batch: TokenBatch, *, linear_head: bool, with_entropies: bool = True
+    model: nn.Module,
+    batch: TokenBatch,
+    *,
+    linear_head: bool,
+    with_entropies: bool = True,
+    temperature: float = 1.0,
 ) -> CompletionLogps:
     """Log-probabilities and entropies of every completion in the batch.
+
+    With a temperature they are those of `softmax(logits / temperature)`: of the distribution that
+    completions are sampled from, which is the policy that an on-policy loss is about.
 
     Args:
         model: A causal language model, possibly wrapped (PEFT, DDP).
@@ -184,6 +192,7 @@ def completion_logps(
             (`head_is_linear`). If so the head is applied in chunks to completion positions only;
             otherwise the model computes its own logits everywhere and they are gathered.
         with_entropies: Whether entropies are wanted; where no gradient is, they cost extra.
+        temperature: That logits are divided by, above 0.
 
     Returns:
         Sums over each completion's tokens.
@@ -197,13 +206,17 @@ def completion_logps(
         with _bare_hidden_states(model) as (head, dtypes):
             hidden = model(**kwargs).logits  # [N, S, D]
         # Mixed precision turns outputs into float32 on their way out of the model.
-        rows = hidden.flatten(0, 1)[batch.predictors].to(dtypes[0])  # [M, D]
+        rows = hidden.flatten(0, 1)[batch.predictors]  # [M, D]
+        bias = head.bias
+        if temperature != 1:  # of a linear map: dividing what goes in divides what comes out
+            rows = rows.float() / temperature
+            bias = None if bias is None else bias / temperature
         token_logps, token_entropies = chunked_logps(
-            rows, head.weight, batch.targets, head.bias, with_entropies=with_entropies
+            rows.to(dtypes[0]), head.weight, batch.targets, bias, with_entropies=with_entropies
         )
     else:
         logits = model(**kwargs).logits.flatten(0, 1)[batch.predictors].float()  # [M, V]
-        all_logps = logits.log_softmax(dim=-1)
+        all_logps = (logits / temperature).log_softmax(dim=-1)
         token_logps = all_logps.gather(-1, batch.targets[:, None]).squeeze(-1)
         token_entropies = _entropies(all_logps.detach()) if with_entropies else None
     zeros = torch.zeros(batch.num_completions, device=token_logps.device, dtype=token_logps.dtype)

@@ -545,7 +545,11 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self.model.eval()
         for rows in by_token_budget(_lengths(pairs), REFERENCE_TOKENS):
             scored = completion_logps(
-                model, self._tokens(pairs, rows), linear_head=linear_head, with_entropies=False
+                model,
+                self._tokens(pairs, rows),
+                linear_head=linear_head,
+                with_entropies=False,
+                temperature=self.args.temperature,
             )
             result[rows] = scored.logps.view(-1, 2)
         self.model.train(was_training)
@@ -585,7 +589,11 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         assert batch.tokens is not None
         assert batch.pairs.ref_logps is not None
         args, pairs, ref_logps = self.args, batch.pairs, batch.pairs.ref_logps
-        scored = completion_logps(model, batch.tokens, linear_head=self._linear_head)
+        # The policy is what samples: log-probabilities of another temperature would call its own
+        # completions unlikely, and their likelihood alone (`rpo_alpha`) would sharpen it each step.
+        scored = completion_logps(
+            model, batch.tokens, linear_head=self._linear_head, temperature=args.temperature
+        )
         policy_logps, lengths = scored.logps.view(-1, 2), scored.lengths.view(-1, 2)
         self._record_pairs(mode, pairs, scored)
         if mode == "train" and self.state.global_step < args.warmup_steps_sft:
