@@ -26,7 +26,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from compare_methods import (
     ProcessorClock,
     add_training_options,
     against,
+    completions_per_step,
     evaluate,
     make_trainer,
     open_bench,
@@ -48,14 +49,20 @@ from machine import report
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from moodpo.baselines import train_soup
 from moodpo.conditioning import Conditioner
 from moodpo.evaluation.results import SweepResult
 from moodpo.manifest import write_json
 from moodpo.tasks import EMBEDDED
-from moodpo.training.rollout import NUM_COMPLETIONS
 
 ARMS: dict[str, dict[str, Any]] = {
     "mo-odpo": {"relabel": "none"},
+    "small-steps": {
+        "relabel": "none",
+        "per_device_train_batch_size": 12,
+        "pair_fraction": 1.0,
+        "learning_rate": EMBEDDED["learning_rate"],
+    },
     "moodpo": RECIPE,
     "antithetic": {},
     "antithetic-3": {"num_relabels": 3},
@@ -89,14 +96,20 @@ ARMS: dict[str, dict[str, Any]] = {
     },
 }
 """What differs from the defaults of `MOODPOConfig`, which relabel antithetically; `moodpo` is the
-embedded default, all of what helped together. All arms sample as many completions in a step: more
-of a prompt make the batch smaller."""
+embedded default, all of what helped together. Arms that do not say how many prompts a step has
+sample as many completions in a step: more of a prompt make the batch smaller."""
+SOUPS = "soups"
+"""Rewarded Soups, which divide the completions among one specialist per objective."""
 
 MEASURES = {
     "hypervolume": "hypervolume ↑",
     "mean_utility": "mean utility ↑",
     "steerability": "steerability ↑",
 }
+DRIFT = {"kl": "nats from the base", "entropy": "entropy"}
+"""What training logs of the completions it sampled: rewards can rise while text falls apart."""
+KEPT_ANSWERS = 3
+"""Of each weight vector: numbers do not tell prose from a list of words."""
 STUDENT = {2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 """Two-sided 95 % quantiles of Student's t by degrees of freedom."""
 QUICK = {
@@ -114,7 +127,7 @@ QUICK = {
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, SOUPS], default=[*ARMS, SOUPS])
     parser.add_argument(
         "--formats", nargs="+", default=[EMBEDDED["weight_format"]], help="how weights are written"
     )
@@ -138,7 +151,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         output_dir="outputs/ablation",
         batch_size=24,
         num_prompts=84,
-        learning_rate=1e-3,
         reference_point=[0.0, 0.0],
     )
     # Of the calibration; runs have seeds of their own, and end by themselves.
@@ -170,7 +182,7 @@ class Readings(TrainerCallback):  # type: ignore[misc]
         """Asks where a budget is spent."""
         spent = time.process_time() - self.started - self.asking
         sampled = state.global_step * self.per_step
-        reached = {f"{count:,} completions": sampled >= count for count in self.completions}
+        reached = {name_of(count): sampled >= count for count in self.completions}
         reached |= {f"{minutes:g} minutes": spent >= 60 * minutes for minutes in self.minutes}
         read = {name for point in self.points for name in point["of"]}
         due = [name for name, there in reached.items() if there and name not in read]
@@ -180,16 +192,26 @@ class Readings(TrainerCallback):  # type: ignore[misc]
             self.asking += clock.seconds
             self.points.append({"of": due, "completions": sampled, "seconds": spent, **answer})
         control.should_training_stop |= all(reached.values())
+        control.should_log |= bool(due)
         return control
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any
+    ) -> None:
+        """Keeps how far the policy has drifted: the log of a step comes after its end."""
+        if DRIFT.keys() <= logs.keys() and self.points:
+            point = self.points[-1]
+            if point["completions"] == state.global_step * self.per_step:
+                point.update({name: logs[name] for name in DRIFT})
 
 
 def run(bench: Bench, base: SweepResult, arm: str) -> list[dict[str, Any]]:
     """Trains one arm; what was read on the way."""
     args = bench.args
-    settings = {**schedule(args), **ARMS[arm], **dict(map(parse_setting, args.set))}
-    trainer = make_trainer(bench, arm, settings)
+    settings = {**ARMS[arm], **dict(map(parse_setting, args.set))}
+    size = completions_per_step(args, settings)
+    trainer = make_trainer(bench, arm, {**schedule(args, size), **settings})
     policy = policy_of(bench, trainer, arm)
-    size = trainer.args.per_device_train_batch_size * trainer.args.num_generations
     readings = Readings(
         ask=lambda: summary(against(evaluate(bench, policy), base, args.reference_point)),
         per_step=size,
@@ -201,16 +223,42 @@ def run(bench: Bench, base: SweepResult, arm: str) -> list[dict[str, Any]]:
     return readings.points
 
 
-def schedule(args: argparse.Namespace) -> dict[str, Any]:
+def run_soups(bench: Bench, base: SweepResult) -> list[dict[str, Any]]:
+    """Trains the specialists, and asks their soups when all are done: there is no way there."""
+    args = bench.args
+    size = completions_per_step(args, {}) * len(bench.panel)
+    options = bench.options(SOUPS, **annealed(args, size))
+    with ProcessorClock() as clock:
+        soup = train_soup(bench.base(), **options)
+    answer = summary(against(evaluate(bench, soup), base, args.reference_point))
+    return [
+        {
+            "of": [name_of(max(args.after_completions))],
+            "completions": soup.record.training["completions"],
+            "seconds": clock.seconds,
+            **answer,
+        }
+    ]
+
+
+def schedule(args: argparse.Namespace, per_step: int) -> dict[str, Any]:
     """When training ends, and how fast it is until then."""
-    if args.processor_minutes:
-        return {"max_steps": 1_000_000}  # readings end it
-    steps = math.ceil(max(args.after_completions) / (args.batch_size * NUM_COMPLETIONS))
+    return {"max_steps": 1_000_000} if args.processor_minutes else annealed(args, per_step)
+
+
+def annealed(args: argparse.Namespace, per_step: int) -> dict[str, Any]:
+    """Steps for all completions, and a rate that falls at the end."""
+    steps = math.ceil(max(args.after_completions) / per_step)
     return {
         "max_steps": steps,
         "lr_scheduler_type": "warmup_stable_decay",
         "lr_scheduler_kwargs": {"num_decay_steps": round(0.3 * steps), "decay_type": "linear"},
     }
+
+
+def name_of(completions: int) -> str:
+    """A budget as tables name it."""
+    return f"{completions:,} completions"
 
 
 def summary(result: SweepResult) -> dict[str, Any]:
@@ -222,6 +270,7 @@ def summary(result: SweepResult) -> dict[str, Any]:
         "weights": result.weights.tolist(),
         "rewards": result.rewards.mean(axis=1).tolist(),
         "errors": (result.rewards.std(axis=1) / math.sqrt(result.num_prompts)).tolist(),
+        "answers": [list(row[:KEPT_ANSWERS]) for row in result.completions],
     }
 
 
@@ -281,7 +330,7 @@ def train_all(args: argparse.Namespace) -> None:
                         ),
                         conditioner=Conditioner.of(bench.panel.names, weight_format=weight_format),
                     )
-                    points = run(own, base, arm)
+                    points = run_soups(own, base) if arm == SOUPS else run(own, base, arm)
                     record = {"arm": arm, "format": weight_format, "seed": seed, "points": points}
                     write_json(path, record)
                     print(name, *(f"{p['steerability']['value']:.2f}" for p in points), flush=True)
@@ -297,7 +346,9 @@ def read_runs(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     for path in sorted(folder.glob("*-*-*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         runs.setdefault((record["arm"], record["format"]), []).append(record)
-    return dict(sorted(runs.items(), key=lambda item: (list(ARMS).index(item[0][0]), item[0][1])))
+    return dict(
+        sorted(runs.items(), key=lambda item: ([*ARMS, SOUPS].index(item[0][0]), item[0][1]))
+    )
 
 
 def over_seeds(values: Sequence[float]) -> str:
@@ -308,6 +359,12 @@ def over_seeds(values: Sequence[float]) -> str:
     quantile = STUDENT.get(len(values) - 1, 1.96)
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+
+
+def mean_of(values: Iterable[float | None]) -> str:
+    """Mean of what is there."""
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):.1f}" if known else "–"
 
 
 def budgets(runs: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -332,6 +389,7 @@ def rows(
                     f"{statistics.fmean(p['completions'] for p in points):,.0f}",
                     f"{statistics.fmean(p['seconds'] for p in points) / 60:.1f}",
                     *(over_seeds([p[name]["value"] for p in points]) for name in MEASURES),
+                    *(mean_of(point.get(name) for point in points) for name in DRIFT),
                 ]
             )
     return table
@@ -339,7 +397,15 @@ def rows(
 
 def print_tables(folder: Path) -> None:
     runs = read_runs(folder)
-    header = ("arm", "weights as", "seeds", "completions", "minutes", *MEASURES.values())
+    header = (
+        "arm",
+        "weights as",
+        "seeds",
+        "completions",
+        "minutes",
+        *MEASURES.values(),
+        *DRIFT.values(),
+    )
     for budget in budgets(runs):
         report(f"After {budget}", header, rows(runs, budget))
 

@@ -74,14 +74,18 @@ QUICK = {
 RECIPE = {
     name: EMBEDDED[name]
     for name in (
+        "per_device_train_batch_size",
         "num_generations",
         "weights_per_prompt",
         "relabel",
+        "pair_fraction",
         "label_smoothing",
         "rpo_alpha",
+        "learning_rate",
     )
 }
 """What the embedded default adds to the published method."""
+OWN = "of methods that do not bring their own"
 MEASURES = {
     "hypervolume": "hypervolume ↑",
     "mean_utility": "mean utility ↑",
@@ -114,15 +118,15 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval_csv_path", default=EMBEDDED_NAME, help="held-out prompts")
     parser.add_argument("--weights_per_objective", type=int, default=5, help="levels asked")
     parser.add_argument("--num_prompts", type=int, default=48, help="held-out prompts")
-    parser.add_argument("--batch_size", type=int, default=16, help="prompts per step")
-    parser.add_argument("--learning_rate", type=float, default=EMBEDDED["learning_rate"])
+    parser.add_argument("--batch_size", type=int, default=16, help=f"pairs sampled per step; {OWN}")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help=OWN)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--lora_r", type=int, default=EMBEDDED["lora_r"])
     parser.add_argument("--max_new_tokens", type=int, default=EMBEDDED["max_new_tokens"])
     parser.add_argument("--weight_format", default=EMBEDDED["weight_format"])
     parser.add_argument("--concentration", type=float, default=EMBEDDED["concentration"][0])
     parser.add_argument("--temperature", type=float, default=EMBEDDED["temperature"])
-    parser.add_argument("--pair_fraction", type=float, default=EMBEDDED["pair_fraction"])
+    parser.add_argument("--pair_fraction", type=float, default=0.5, help=OWN)
     parser.add_argument(
         "--lora_layers",
         type=int,
@@ -168,14 +172,14 @@ class Bench:
     def config(self, method: str, *, policies: int = 1, **settings: Any) -> MOODPOConfig:
         """The settings of one trainer of a method that divides its budget among policies."""
         args = self.args
-        per_step = args.batch_size * NUM_COMPLETIONS
+        per_step = completions_per_step(args, settings)
         return training_config(
             args,
             output_dir=str(Path(args.output_dir) / method / "training"),
             **{
-                "per_device_train_batch_size": args.batch_size,
                 "max_steps": max(1, round(args.completions / policies / per_step)),
                 **settings,
+                "per_device_train_batch_size": prompts_per_step(args, settings),
             },
         )
 
@@ -196,6 +200,19 @@ class Bench:
     def seconds(self, policies: int = 1) -> float:
         """How long one of several policies may be trained."""
         return (self.args.minutes or float("inf")) * 60 / policies
+
+
+def prompts_per_step(args: argparse.Namespace, settings: Mapping[str, Any]) -> int:
+    """Of a method with some settings changed: as many completions as the others, or fewer."""
+    generations = settings.get("num_generations", NUM_COMPLETIONS)
+    size = args.batch_size * NUM_COMPLETIONS // generations
+    return int(min(settings.get("per_device_train_batch_size", size), size))
+
+
+def completions_per_step(args: argparse.Namespace, settings: Mapping[str, Any]) -> int:
+    """What a method with some settings changed samples in a step."""
+    generations = settings.get("num_generations", NUM_COMPLETIONS)
+    return int(prompts_per_step(args, settings) * generations)
 
 
 def training_config(args: argparse.Namespace, **settings: Any) -> MOODPOConfig:
@@ -303,9 +320,8 @@ def steerable(bench: Bench, *, method: str) -> SteerablePolicy:
 
 
 def make_trainer(bench: Bench, method: str, settings: Mapping[str, Any]) -> MOODPOTrainer:
-    """A trainer with some settings changed, which samples as many completions in a step."""
-    size = bench.args.batch_size * NUM_COMPLETIONS // settings.get("num_generations", 2)
-    options = bench.options(method, **{"per_device_train_batch_size": size, **settings})
+    """A trainer with some settings changed, which may sample as many completions in all."""
+    options = bench.options(method, **settings)
     model = add_adapter(
         bench.base(), options.pop("peft_config"), "default", seed=options["args"].seed
     )

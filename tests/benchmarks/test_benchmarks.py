@@ -351,6 +351,9 @@ def test_every_arm_is_one_that_can_be_trained(tmp_path):
     for name, settings in imported("ablation").ARMS.items():
         config = compare.training_config(args, output_dir=str(tmp_path), max_steps=1, **settings)
         assert args.batch_size * 2 % config.num_generations == 0, name
+        per_step = compare.completions_per_step(args, settings)
+        small = name in ("moodpo", "small-steps")
+        assert per_step == (24 if small else args.batch_size * 2), name
 
 
 def test_an_ablation_asks_at_equal_completions_and_at_equal_time(tmp_path, capsys, ablation_flags):
@@ -364,7 +367,12 @@ def test_an_ablation_asks_at_equal_completions_and_at_equal_time(tmp_path, capsy
         assert reading["8 completions"]["completions"] == 8
         assert reading["16 completions"]["completions"] == 16
         assert reading["0.01 minutes"]["seconds"] >= 0.6
-        assert all(p["hypervolume"]["value"] >= 0 for p in record["points"])
+        for point in record["points"]:
+            assert point["hypervolume"]["value"] >= 0
+            assert [len(row) for row in point["answers"]] == [2] * len(point["weights"])
+    for point in runs["mo-odpo-grouped-0.json"]["points"]:
+        assert point["entropy"] > 0
+        assert math.isfinite(point["kl"])
     assert "After 16 completions" in printed
     assert "After 0.01 minutes" in printed
     assert "| spread | grouped | 1 | 16 |" in printed
@@ -373,6 +381,16 @@ def test_an_ablation_asks_at_equal_completions_and_at_equal_time(tmp_path, capsy
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*-*-0.json")}
     ablation.main([*ablation_flags, "--arms", "mo-odpo"])
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_soups_divide_the_completions_of_an_ablation(tmp_path, capsys, ablation_flags):
+    imported("ablation").main([*ablation_flags, "--arms", "soups"])
+    record = json.loads((tmp_path / "out" / "soups-grouped-0.json").read_text())
+    (point,) = record["points"]
+    assert point["of"] == ["16 completions"]
+    assert point["completions"] == 16
+    assert "kl" not in point  # there is no one policy that was trained
+    assert "| soups | grouped | 1 | 16 |" in capsys.readouterr().out
 
 
 def test_a_run_is_claimed_by_one_process(tmp_path):
@@ -402,8 +420,8 @@ def test_settings_of_all_arms_are_read_as_json():
 def test_the_learning_rate_ends_with_the_last_reading_unless_time_is_read():
     ablation = imported("ablation")
     args = ablation.parse_arguments(["--completions", "96", "470", "--batch_size", "24"])
-    schedule = ablation.schedule(args)
+    schedule = ablation.schedule(args, per_step=48)
     assert schedule["max_steps"] == 10
     assert schedule["lr_scheduler_kwargs"]["num_decay_steps"] == 3
     args = ablation.parse_arguments(["--completions", "96", "--processor_minutes", "1"])
-    assert "lr_scheduler_type" not in ablation.schedule(args)
+    assert "lr_scheduler_type" not in ablation.schedule(args, per_step=48)
