@@ -55,22 +55,23 @@ EMBEDDED: Mapping[str, Any] = {
     "num_generations": 4,
     "weights_per_prompt": 2,
     "relabel": "none",
+    # Many small steps, every pair trained: weights are told apart after so many updates, not so
+    # many completions.
+    "per_device_train_batch_size": 6,
+    "gradient_accumulation_steps": 1,
+    "pair_fraction": 1.0,
+    "max_steps": 80,
     # Soon every pair is easy to tell, and margins alone grow while answers fall apart: smoothing
     # ends the pull, and winners have to become likely themselves.
-    "label_smoothing": 0.1,
+    "label_smoothing": 0.05,
     "rpo_alpha": 0.1,
-    # On a CPU sampling is cheaper than training: train the clearest half of what was sampled.
-    "pair_fraction": 0.5,
-    "per_device_train_batch_size": 12,
-    "gradient_accumulation_steps": 1,
-    "max_steps": 40,
     "max_new_tokens": 28,
     "temperature": 0.8,
     "calibration_prompts": 48,
     "learning_rate": 1e-3,
     # At this rate a policy moves to and fro; the end settles it.
     "lr_scheduler_type": "warmup_stable_decay",
-    "lr_scheduler_kwargs": {"num_decay_steps": 12, "decay_type": "linear"},
+    "lr_scheduler_kwargs": {"num_decay_steps": 24, "decay_type": "linear"},
     "warmup_steps": 3,
     # The upper half of the blocks: the backward pass ends where the adapters do.
     "lora_r": 16,
@@ -81,8 +82,8 @@ EMBEDDED: Mapping[str, Any] = {
         *("gate_proj", "up_proj", "down_proj"),
     ),
     "lora_layers_to_transform": tuple(range(15, 30)),
-    "logging_steps": 5,
-    "save_steps": 20,
+    "logging_steps": 10,
+    "save_steps": 40,
     "sweep_weights": 5,
     "sweep_prompts": 84,
 }
