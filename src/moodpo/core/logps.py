@@ -207,7 +207,7 @@ def completion_logps(
             hidden = model(**kwargs).logits  # [N, S, D]
         # Mixed precision turns outputs into float32 on their way out of the model.
         rows = hidden.flatten(0, 1)[batch.predictors]  # [M, D]
-        bias = head.bias
+        bias: Tensor | None = head.bias
         if temperature != 1:  # of a linear map: dividing what goes in divides what comes out
             rows = rows.float() / temperature
             bias = None if bias is None else bias / temperature
