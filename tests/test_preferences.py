@@ -125,8 +125,22 @@ def test_an_infinite_bound_is_refused():
         validate_bounds({"harmless": math.inf}, NAMES, RANGES)
 
 
-@given(st.floats(-1e6, 1e6))
-def test_rounded_bounds_are_what_a_prompt_writes(value):
-    rounded = round_bound(value)
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_rounded_bounds_are_what_a_prompt_writes(value, end):
+    rounded = round_bound(value, (end, 0.0))
     assert float(f"{rounded:g}") == rounded
-    assert rounded == pytest.approx(value, rel=5.1e-3, abs=1e-12)
+    assert rounded == pytest.approx(value, rel=5.1e-3, abs=5.1e-3 * abs(end))
+
+
+@pytest.mark.parametrize(
+    ("value", "of", "rounded"),
+    [
+        (0.123456, (0.0, 0.5), 0.123),
+        (0.000123456, (0.0, 0.5), 0.0),
+        (-1e-16, (-1.0, 9.0), 0.0),
+        (1234.5, (0.0, 0.5), 1230.0),  # beyond the range: a warning, and the usual digits
+        (0.00123456, (0.0, 0.0), 0.00123),
+    ],
+)
+def test_a_bound_is_no_finer_than_its_range(value, of, rounded):
+    assert str(round_bound(value, of)) == str(rounded)

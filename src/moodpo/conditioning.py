@@ -231,7 +231,11 @@ class Conditioner:
         """
         text = self._weights_text(weights)
         named = zip(self.objectives, bounds or (), strict=bounds is not None)
-        asked = [f"{n} at least {round_bound(b):g}" for n, b in named if not math.isnan(b)]
+        asked = [
+            f"{name} at least {round_bound(bound, self.lower_bounds.get(name, (bound, bound))):g}"
+            for name, bound in named
+            if not math.isnan(bound)
+        ]
         return f"{text} Keep {' and '.join(asked)}." if asked else text
 
     def _weights_text(self, weights: Sequence[float]) -> str:
@@ -403,7 +407,8 @@ def _grade(weight: float, phrase: str) -> str:
 
 def _between(low: float, high: float) -> list[float]:
     """Bounds of a range, some of which need all the digits that are written."""
-    return [round_bound(low + share * (high - low)) for share in (0.0, 0.123456, 0.654321, 1.0)]
+    shares = (0.0, 0.123456, 0.654321, 1.0)
+    return [round_bound(low + share * (high - low), (low, high)) for share in shares]
 
 
 def _check_template(template: str, objectives: Sequence[str]) -> None:

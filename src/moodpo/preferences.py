@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 SUM_TOLERANCE = 1e-3
-BOUND_DIGITS = 3  # significant ones: what is drawn is what is written
+BOUND_DIGITS = 3  # significant ones of the largest: what is drawn is what is written
 
 BoundRange = tuple[float, float]
 """Lowest and highest bound that a policy is trained on, in raw reward."""
@@ -237,9 +237,24 @@ def validate_bounds(
                 f"{low:g} to {high:g}: it may not be kept.",
                 stacklevel=2,
             )
-    return tuple(round_bound(bounds[n]) if n in bounds else math.nan for n in objectives)
+    return tuple(
+        round_bound(bounds[name], ranges[name]) if name in bounds else math.nan
+        for name in objectives
+    )
 
 
-def round_bound(value: float) -> float:
-    """A bound in as many digits as a prompt writes."""
-    return float(f"{value:.{BOUND_DIGITS}g}")
+def round_bound(value: float, of: BoundRange) -> float:
+    """A bound in as many digits as a prompt writes.
+
+    Args:
+        value: The bound.
+        of: Lowest and highest bound: what is nothing beside them is 0, no `9.99e-16`.
+
+    Returns:
+        The value in three significant digits, and no finer than the third of the range's larger
+        end.
+    """
+    largest = max(map(abs, of))
+    if largest > 0:
+        value = round(value, BOUND_DIGITS - 1 - math.floor(math.log10(largest)))
+    return float(f"{value:.{BOUND_DIGITS}g}") + 0.0  # no -0

@@ -54,7 +54,7 @@ def draw_bounds(ranges: Sequence[BoundRange | None], seed: int, probability: flo
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(ranges), 2, generator=generator, dtype=torch.float64).tolist()
     return [
-        round_bound(each[0] + place * (each[1] - each[0]))
+        round_bound(each[0] + place * (each[1] - each[0]), each)
         if each is not None and chance < probability
         else math.nan
         for each, (chance, place) in zip(ranges, draws, strict=True)
