@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from compare_methods import (
     RECIPE,
@@ -51,6 +52,7 @@ from transformers.utils import logging
 
 from moodpo.baselines import train_soup
 from moodpo.conditioning import Conditioner
+from moodpo.evaluation.front import hypervolume
 from moodpo.evaluation.results import SweepResult
 from moodpo.manifest import write_json
 from moodpo.tasks import EMBEDDED
@@ -103,6 +105,7 @@ SOUPS = "soups"
 
 MEASURES = {
     "hypervolume": "hypervolume ↑",
+    "hypervolume_from_0": "from rewards of 0 ↑",
     "mean_utility": "mean utility ↑",
     "steerability": "steerability ↑",
 }
@@ -151,7 +154,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         output_dir="outputs/ablation",
         batch_size=24,
         num_prompts=84,
-        reference_point=[0.0, 0.0],
     )
     # Of the calibration; runs have seeds of their own, and end by themselves.
     parser.set_defaults(seed=0, completions=1, minutes=None)
@@ -263,8 +265,14 @@ def name_of(completions: int) -> str:
 
 def summary(result: SweepResult) -> dict[str, Any]:
     """What the tables need of a sweep."""
+    zero = result.normalize(np.zeros(len(result.objectives)))  # [K]
     return {
         "hypervolume": result.metrics["hypervolume"],
+        # Also counts policies that go so far for one reward that they fall below the base model
+        # in another.
+        "hypervolume_from_0": {
+            "value": hypervolume(result.normalized_points, reference_point=zero)
+        },
         "mean_utility": result.metrics["mean_utility"],
         "steerability": result.steerability["mean"],
         "weights": result.weights.tolist(),

@@ -369,6 +369,7 @@ def test_an_ablation_asks_at_equal_completions_and_at_equal_time(tmp_path, capsy
         assert reading["0.01 minutes"]["seconds"] >= 0.6
         for point in record["points"]:
             assert point["hypervolume"]["value"] >= 0
+            assert point["hypervolume_from_0"]["value"] >= 0
             assert [len(row) for row in point["answers"]] == [2] * len(point["weights"])
     for point in runs["mo-odpo-grouped-0.json"]["points"]:
         assert point["entropy"] > 0
