@@ -78,8 +78,8 @@ ARMS: dict[str, dict[str, Any]] = {
         "weights_per_prompt": 2,
         "scalarization": "chebyshev",
     },
-    "soft": {"relabel": "none", "label_temperature": 0.3},
-    "likelihood": {"relabel": "none", "rpo_alpha": 0.2},
+    "soft": {"relabel": "none", "label_temperature": EMBEDDED["label_temperature"]},
+    "likelihood": {"relabel": "none", "rpo_alpha": EMBEDDED["rpo_alpha"]},
     "spread-likelihood": {
         "relabel": "none",
         "num_generations": 4,

@@ -79,7 +79,7 @@ RECIPE = {
         "weights_per_prompt",
         "relabel",
         "pair_fraction",
-        "label_smoothing",
+        "label_temperature",
         "rpo_alpha",
         "learning_rate",
     )

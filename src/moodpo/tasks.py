@@ -61,9 +61,10 @@ EMBEDDED: Mapping[str, Any] = {
     "gradient_accumulation_steps": 1,
     "pair_fraction": 1.0,
     "max_steps": 80,
-    # Soon every pair is easy to tell, and margins alone grow while answers fall apart: smoothing
-    # ends the pull, and winners have to become likely themselves.
-    "label_smoothing": 0.05,
+    # Soon every pair is easy to tell, and margins alone grow while answers fall apart. Soft labels
+    # end the pull where the utilities say, so that weights in between keep answers in between, and
+    # winners have to become likely themselves.
+    "label_temperature": 0.25,
     "rpo_alpha": 0.1,
     "max_new_tokens": 28,
     "temperature": 0.8,
