@@ -88,7 +88,7 @@ class PairBatch:
     votes: Tensor  # [P, 2] how much of the label says so, and how much the reverse
     rows: Tensor  # [P] int64: the prompt each pair came from, 0 .. B - 1
     candidates: Tensor  # [P, 2] int64: which of the prompt's G completions, chosen first
-    relabeled: Tensor  # [P] bool: labeled under other weights than it was sampled under
+    relabeled: Tensor  # [P, 2] bool: completions that were sampled under other weights
     ref_logps: Tensor | None = None  # [P, 2] once the reference has been asked
 
     def __len__(self) -> int:

@@ -63,7 +63,7 @@ def test_antithetic_pairs_train_the_same_completions_the_other_way_round():
     pairs, statistics = build(rollout)
     assert pairs.completion_ids == [((10,), (20,)), ((20,), (10,))]
     assert pairs.prompt_ids == [(0,), (0, 10, 90)]  # its own prompt, under the opposite weights
-    assert pairs.relabeled.tolist() == [False, True]
+    assert pairs.relabeled.tolist() == [[False, False], [True, True]]
     torch.testing.assert_close(pairs.weights, torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
     assert (statistics.labeled, statistics.relabeled, statistics.flipped) == (2, 1, 1)
 
@@ -138,12 +138,12 @@ def test_completions_of_all_weights_compete_under_each():
     assert pairs.prompt_ids == [(100,), (101,), (0, 50, 50)]
     assert pairs.rows.tolist() == [0, 0, 0]
     assert pairs.utilities.tolist() == [[3.0, 0.0], [3.0, 0.0], [2.5, 0.5]]
-    # None of the pairs has both completions from its own weights.
-    assert pairs.relabeled.tolist() == [True, True, True]
+    # The first vector sampled its pair's worst, the second its pair's best, the third neither.
+    assert pairs.relabeled.tolist() == [[True, False], [False, True], [True, True]]
     assert (statistics.labeled, statistics.relabeled, statistics.flipped) == (3, 2, 1)
 
 
-def test_a_pair_of_completions_from_its_own_weights_is_not_relabeled():
+def test_completions_from_their_own_weights_are_not_relabeled():
     rollout = spread(
         [[[5.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [2.0, 0.0]]],
         [[1.0, 0.0], [0.9, 0.1]],
@@ -151,7 +151,7 @@ def test_a_pair_of_completions_from_its_own_weights_is_not_relabeled():
     )
     pairs, _ = build(rollout)
     assert pairs.candidates.tolist() == [[0, 1], [0, 1]]
-    assert pairs.relabeled.tolist() == [False, True]
+    assert pairs.relabeled.tolist() == [[False, False], [True, True]]
 
 
 def test_objectives_vote_by_hand():

@@ -378,6 +378,18 @@ def test_metrics_of_a_step(tmp_path):
     assert fates == pytest.approx(1.0)
 
 
+def test_pairs_from_opposite_weights_count_for_divergence_and_entropy(tmp_path):
+    # One completion under each vector: no pair has both from its own, every pair has one.
+    trainer = make_trainer(
+        tmp_path, max_steps=1, num_generations=2, weights_per_prompt=2, relabel="none"
+    )
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert entry["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert entry["entropy"] == pytest.approx(math.log(len(tiny_tokenizer())), rel=0.05)
+    assert math.isfinite(entry["relabel/log_importance"])
+
+
 def test_our_own_logs_are_always_written(tmp_path):
     make_trainer(tmp_path, log_completions=3).train()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

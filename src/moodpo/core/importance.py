@@ -34,22 +34,22 @@ def matched_log_importance(
     *,
     prompts: Tensor,  # [P]
     candidates: Tensor,  # [P, 2]
-    relabeled: Tensor,  # [P]
+    relabeled: Tensor,  # [P, 2]
 ) -> Tensor:
-    """`log_importance` of relabeled completions that also stand in a pair under their own weights.
+    """`log_importance` of relabeled completions that a pair under their own weights has, too.
 
     Args:
         logps: `[P, 2]` of the policy, in nats.
         lengths: `[P, 2]` completion tokens.
         prompts: `[P]` int64: pairs of one prompt have the same number.
         candidates: `[P, 2]` int64: which of the prompt's completions.
-        relabeled: `[P]` bool: labeled under other weights than sampled under.
+        relabeled: `[P, 2]` bool: completions that were sampled under other weights.
 
     Returns:
         One value per such completion, possibly none, in nats per token.
     """
-    logps, lengths, candidates = logps.flatten(), lengths.flatten(), candidates.flatten()
-    prompts, relabeled = prompts.repeat_interleave(2), relabeled.repeat_interleave(2)  # [2P]
+    logps, lengths, prompts = logps.flatten(), lengths.flatten(), prompts.repeat_interleave(2)
+    candidates, relabeled = candidates.flatten(), relabeled.flatten()  # [2P]
     same = (prompts[:, None] == prompts) & (candidates[:, None] == candidates)
     new, own = (same & relabeled[:, None] & ~relabeled).nonzero(as_tuple=True)
     return log_importance(logps[new], logps[own], lengths[new])

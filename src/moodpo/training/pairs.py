@@ -179,7 +179,7 @@ def build_pairs(
         votes=votes[indices, rows],
         rows=rows,
         candidates=candidates,
-        relabeled=~own.all(dim=-1),
+        relabeled=~own,
     ), _statistics(pairings)
 
 

@@ -516,7 +516,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
 
     def _likely(self, pairs: PairBatch, rollout: RolloutBatch, mode: str) -> PairBatch:
         """Without relabeled pairs that the policy would hardly write under the new weights."""
-        relabeled = pairs.relabeled.nonzero().flatten().tolist()
+        relabeled = pairs.relabeled.any(dim=-1).nonzero().flatten().tolist()
         new = pairs.select(relabeled)
         own = replace(new, prompt_ids=[rollout.prompt_ids[row] for row in new.rows.tolist()])
         with self.accelerator.autocast():
@@ -628,13 +628,13 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         policy_logps, lengths = scored.logps.detach().view(-1, 2), scored.lengths.view(-1, 2)
         logratios = policy_logps - pairs.ref_logps  # [P, 2]
         implicit = self.args.beta * logratios
-        metrics, own = self._metrics[mode], ~pairs.relabeled
+        metrics, own = self._metrics[mode], ~pairs.relabeled  # [P, 2]
         metrics.add_values("rewards/chosen", implicit[:, 0])
         metrics.add_values("rewards/rejected", implicit[:, 1])
         metrics.add_values("rewards/margins", implicit[:, 0] - implicit[:, 1])
         metrics.add_values("rewards/accuracies", (implicit[:, 0] > implicit[:, 1]).float())
         # Relabeled completions were sampled under other weights: they say nothing of this policy.
-        metrics.add("kl", logratios[own].sum(), logratios[own].numel())
+        metrics.add("kl", logratios[own].sum(), own.sum())
         metrics.add("entropy", scored.entropies.view(-1, 2)[own].sum(), lengths[own].sum())
         importance = matched_log_importance(
             policy_logps,
