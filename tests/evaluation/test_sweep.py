@@ -182,15 +182,15 @@ def test_a_policy_may_count_tokens_and_estimate_its_divergence():
         def count_tokens(self, texts):
             return [len(text) for text in texts]
 
-        def kl_to_reference(self, prompts, weights, completions):
-            return weights[:, 0] * 2
+        def kl_to_reference(self, prompts, weights, completions, *, sampling):
+            return weights[:, 0] * sampling.max_new_tokens
 
         def describe(self):
             return INFO
 
     result = run(Counting())
     assert result.lengths[0].tolist() == [1] * 6
-    assert result.kl.tolist() == [[0.0] * 6, [1.0] * 6, [2.0] * 6]
+    assert result.kl.tolist() == [[0.0] * 6, [4.0] * 6, [8.0] * 6]
     assert result.policy == INFO
 
 

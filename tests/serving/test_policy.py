@@ -250,17 +250,21 @@ def test_a_model_in_memory():
     assert policy.describe() == {"sha256": None}
 
 
-def test_kl_is_the_difference_of_two_plain_log_probabilities(policy, adapter, base):
+@pytest.mark.parametrize("temperature", [None, 1.0, 0.5, 0.0])
+def test_kl_is_the_difference_of_two_plain_log_probabilities(policy, base, temperature):
     weights = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.5, 0.5]])
     texts = ["Hi there", "", "Well, why not?"]
-    estimates = policy.kl_to_reference(PROMPTS, weights, texts)
+    sampling = None if temperature is None else policy.sampling_with(temperature=temperature)
+    estimates = policy.kl_to_reference(PROMPTS, weights, texts, sampling=sampling)
+    divisor = {None: policy.sampling.temperature, 0.0: 1.0}.get(temperature, temperature)
 
     def logp(model, prompt, row, text):
         head = CONDITIONER.encode(tiny_tokenizer(), prompt, row.tolist())
         tail = tiny_tokenizer()(text)["input_ids"]
-        logits = model(input_ids=torch.tensor([[*head, *tail]])).logits[0].log_softmax(-1)
+        logits = model(input_ids=torch.tensor([[*head, *tail]])).logits[0]
+        logps = (logits / divisor).log_softmax(-1)
         at = torch.arange(len(head) - 1, len(head) + len(tail) - 1)
-        return logits[at, torch.tensor(tail, dtype=torch.long)].sum().item()
+        return logps[at, torch.tensor(tail, dtype=torch.long)].sum().item()
 
     reference = SteerablePolicy.from_pretrained(base, conditioner=CONDITIONER).model
     with torch.no_grad():
@@ -279,7 +283,7 @@ def test_kl_with_the_adapter_beside_the_base_is_the_same(policy, adapter):
         get_peft_model_from(adapter), tiny_tokenizer(), CONDITIONER, base="unused"
     )
     weights = torch.tensor([[0.7, 0.3]])
-    estimate = beside.kl_to_reference(PROMPTS[:1], weights, ["Hi there"])
+    estimate = beside.kl_to_reference(PROMPTS[:1], weights, ["Hi there"], sampling=policy.sampling)
     assert estimate == pytest.approx(
         policy.kl_to_reference(PROMPTS[:1], weights, ["Hi there"]), abs=1e-3
     )

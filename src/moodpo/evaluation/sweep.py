@@ -15,8 +15,8 @@ A policy is anything with
 and may have
 
 - `count_tokens(texts) -> list[int]`: completion lengths (words are counted otherwise);
-- `kl_to_reference(prompts, weights, completions) -> list[float] | None`: KL per sequence in nats,
-  None where there is no reference;
+- `kl_to_reference(prompts, weights, completions, *, sampling) -> list[float] | None`: KL per
+  sequence in nats of what was sampled so, None where there is no reference;
 - `describe() -> dict`: what identifies it (`name`, `path`, `kind`, `lineage`);
 - `signed`: the names of the objectives whose weight may be negative.
 """
@@ -338,7 +338,7 @@ def _answer_rows(task: _Task, policy: Policy, phase: str, rows: Sequence[int]) -
         rewards = _score(task.panel, task.objectives, prompts, texts, columns)
         held_out = _score(task.held_out, None, prompts, texts, columns)
     lengths = _token_counts(policy, texts)
-    kl = _kl_to_reference(policy, prompts, weights, texts)
+    kl = _kl_to_reference(policy, prompts, weights, texts, task.sampling)
     return [
         Answer(
             phase=phase,
@@ -383,10 +383,14 @@ def _token_counts(policy: Policy, texts: Sequence[str]) -> list[int]:
 
 
 def _kl_to_reference(
-    policy: Policy, prompts: Sequence[Prompt], weights: Tensor, texts: Sequence[str]
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    weights: Tensor,
+    texts: Sequence[str],
+    sampling: SamplingConfig,
 ) -> Sequence[float | None]:
     estimate = getattr(policy, "kl_to_reference", None)
-    values = None if estimate is None else estimate(prompts, weights, texts)
+    values = None if estimate is None else estimate(prompts, weights, texts, sampling=sampling)
     return [None] * len(texts) if values is None else [float(value) for value in values]
 
 

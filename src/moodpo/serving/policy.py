@@ -255,30 +255,43 @@ class SteerablePolicy:
         return count_tokens(self.tokenizer, texts)
 
     def kl_to_reference(
-        self, prompts: Sequence[Prompt], weights: Tensor, completions: Sequence[str]
+        self,
+        prompts: Sequence[Prompt],
+        weights: Tensor,
+        completions: Sequence[str],
+        *,
+        sampling: SamplingConfig | None = None,
     ) -> list[float] | None:
         """How far each answer is from the model before training, under the same instruction.
 
         The one-sample estimate `log π(y|x,w) - log π_ref(y|x,w)` of the KL divergence per
-        sequence; single values may be negative, their mean over samples is not, up to noise.
+        sequence; single values may be negative, their mean over samples is not, up to noise. Both
+        are log-probabilities at the sampling temperature (at 1 of greedy answers).
 
         Args:
             prompts: N raw prompts.
             weights: `[N, K]` on the simplex.
             completions: N texts, sampled from this policy.
+            sampling: How they were sampled; as in training when None.
 
         Returns:
             N values in nats; None where the model before training is not known.
         """
         if not hasattr(self.model, "disable_adapter") and self._base is None:
             return None
+        temperature = (sampling or self.sampling).temperature or 1.0
         ours, theirs = (
-            policy._logps(prompts, weights, completions) for policy in (self, self._reference)
+            policy._logps(prompts, weights, completions, temperature)
+            for policy in (self, self._reference)
         )
         return (ours - theirs).tolist()
 
     def _logps(
-        self, prompts: Sequence[Prompt], weights: Tensor, completions: Sequence[str]
+        self,
+        prompts: Sequence[Prompt],
+        weights: Tensor,
+        completions: Sequence[str],
+        temperature: float,
     ) -> Tensor:
         """Log-probabilities `[N]` of texts in nats; 0 for an empty one."""
         texts = self.tokenizer(
@@ -305,6 +318,7 @@ class SteerablePolicy:
                     batch.to(device),
                     linear_head=self._linear_head,
                     with_entropies=False,
+                    temperature=temperature,
                 )
             result[some] = scored.logps.float().cpu()
         return result
@@ -403,7 +417,12 @@ class _WithoutAdapter(SteerablePolicy):
         self._sha256 = None
 
     def kl_to_reference(
-        self, prompts: Sequence[Prompt], weights: Tensor, completions: Sequence[str]
+        self,
+        prompts: Sequence[Prompt],
+        weights: Tensor,
+        completions: Sequence[str],
+        *,
+        sampling: SamplingConfig | None = None,
     ) -> list[float] | None:
         """Zero: it is the reference."""
         return [0.0] * len(completions)
