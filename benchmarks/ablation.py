@@ -363,10 +363,10 @@ def over_seeds(values: Sequence[float]) -> str:
     """Mean and Student's 95 % interval over training seeds; the mean alone of one or two."""
     mean = statistics.fmean(values)
     if len(values) < 3:
-        return f"{mean:.2f}"
+        return f"{mean:z.2f}"
     quantile = STUDENT.get(len(values) - 1, 1.96)
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+    return f"{mean:z.2f} [{mean - half:z.2f}, {mean + half:z.2f}]"
 
 
 def mean_of(values: Iterable[float | None]) -> str:
