@@ -288,6 +288,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "antithetic-3": {"num_relabels": 3},
     "fresh": {"relabel": "fresh"},
     "fresh-3": {"relabel": "fresh", "num_relabels": 3},
+    "likely": {"relabel_min_importance": 0.7},
     "best-of-4": {"num_generations": 4},
     "opposed": {"weights_per_prompt": 2, "relabel": "none"},
     "spread": {"num_generations": 4, "weights_per_prompt": 2, "relabel": "none"},
