@@ -48,8 +48,9 @@ def matched_log_importance(
     Returns:
         One value per such completion, possibly none, in nats per token.
     """
-    logps, lengths, prompts = logps.flatten(), lengths.flatten(), prompts.repeat_interleave(2)
-    candidates, relabeled = candidates.flatten(), relabeled.flatten()  # [2P]
+    logps, lengths = logps.flatten(), lengths.flatten()  # [2P]
+    candidates, relabeled = candidates.flatten(), relabeled.flatten()
+    prompts = prompts.repeat_interleave(2)
     same = (prompts[:, None] == prompts) & (candidates[:, None] == candidates)
     new, own = (same & relabeled[:, None] & ~relabeled).nonzero(as_tuple=True)
     return log_importance(logps[new], logps[own], lengths[new])
