@@ -59,12 +59,6 @@ from moodpo.tasks import EMBEDDED
 
 ARMS: dict[str, dict[str, Any]] = {
     "mo-odpo": {"relabel": "none"},
-    "small-steps": {
-        "relabel": "none",
-        "per_device_train_batch_size": 12,
-        "pair_fraction": 1.0,
-        "learning_rate": EMBEDDED["learning_rate"],
-    },
     "moodpo": RECIPE,
     "antithetic": {},
     "antithetic-3": {"num_relabels": 3},
@@ -98,8 +92,8 @@ ARMS: dict[str, dict[str, Any]] = {
     },
 }
 """What differs from the defaults of `MOODPOConfig`, which relabel antithetically; `moodpo` is the
-embedded default, all of what helped together. Arms that do not say how many prompts a step has
-sample as many completions in a step: more of a prompt make the batch smaller."""
+embedded default, all of what helped together. Every arm trains all its pairs, in as many steps of as
+many completions at the same rate: more completions of a prompt make the batch smaller."""
 SOUPS = "soups"
 """Rewarded Soups, which divide the completions among one specialist per objective."""
 
@@ -152,7 +146,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.set_defaults(
         output_dir="outputs/ablation",
-        batch_size=24,
         num_prompts=84,
     )
     # Of the calibration; runs have seeds of their own, and end by themselves.

@@ -96,7 +96,7 @@ MEASURES = {
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=DEFAULT_METHODS)
-    parser.add_argument("--completions", type=int, default=1280, help="sampled by each method")
+    parser.add_argument("--completions", type=int, default=1920, help="sampled by each method")
     parser.add_argument("--minutes", type=float, help="end each method's training after so many")
     parser.add_argument("--envelope", action="store_true", help="whole budget per fixed weight")
     parser.add_argument("--fixed_weights", type=int, default=3, help="levels trained per objective")
@@ -118,15 +118,17 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval_csv_path", default=EMBEDDED_NAME, help="held-out prompts")
     parser.add_argument("--weights_per_objective", type=int, default=5, help="levels asked")
     parser.add_argument("--num_prompts", type=int, default=48, help="held-out prompts")
-    parser.add_argument("--batch_size", type=int, default=16, help=f"pairs sampled per step; {OWN}")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help=OWN)
+    # As the embedded default, which has half the prompts and twice the completions of each: every
+    # method takes as many steps of as many completions at the same rate, and trains all its pairs.
+    parser.add_argument("--batch_size", type=int, default=12, help=f"pairs sampled per step; {OWN}")
+    parser.add_argument("--learning_rate", type=float, default=EMBEDDED["learning_rate"], help=OWN)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--lora_r", type=int, default=EMBEDDED["lora_r"])
     parser.add_argument("--max_new_tokens", type=int, default=EMBEDDED["max_new_tokens"])
     parser.add_argument("--weight_format", default=EMBEDDED["weight_format"])
     parser.add_argument("--concentration", type=float, default=EMBEDDED["concentration"][0])
     parser.add_argument("--temperature", type=float, default=EMBEDDED["temperature"])
-    parser.add_argument("--pair_fraction", type=float, default=0.5, help=OWN)
+    parser.add_argument("--pair_fraction", type=float, default=1.0, help=OWN)
     parser.add_argument(
         "--lora_layers",
         type=int,
