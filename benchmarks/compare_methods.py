@@ -133,8 +133,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--lora_layers",
         type=int,
         nargs="+",
-        default=list(EMBEDDED["lora_layers_to_transform"]),
-        help="blocks that carry the adapter",
+        help="blocks that carry the adapter (default: the upper half of the embedded model, all of "
+        "others)",
     )
     parser.add_argument("--calibration_prompts", type=int, default=64)
     parser.add_argument(
@@ -244,12 +244,17 @@ def training_config(args: argparse.Namespace, **settings: Any) -> MOODPOConfig:
 
 
 def lora(args: argparse.Namespace) -> LoraConfig:
+    layers = args.lora_layers
+    if layers is None and args.model == EMBEDDED_NAME:
+        layers = list(EMBEDDED["lora_layers_to_transform"])
+    named = list(EMBEDDED["lora_target_modules"])
     return LoraConfig(
         r=args.lora_r,
         lora_alpha=2 * args.lora_r,
         lora_dropout=0.0,
-        target_modules=list(EMBEDDED["lora_target_modules"]),
-        layers_to_transform=args.lora_layers,
+        # Another architecture has other names; peft picks blocks of named modules only.
+        target_modules="all-linear" if layers is None else named,
+        layers_to_transform=layers,
         task_type="CAUSAL_LM",
     )
 

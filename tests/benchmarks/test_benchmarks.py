@@ -339,7 +339,6 @@ def ablation_flags(tmp_path):
     sizes = {
         "--model": save_tiny_policy(tmp_path / "tiny"),
         "--output_dir": tmp_path / "out",
-        "--lora_layers": 1,
         "--dtype": "float32",
     }
     return ["--quick", *(str(part) for pair in sizes.items() for part in pair)]

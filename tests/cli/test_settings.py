@@ -10,6 +10,7 @@ import pytest
 
 from documented_commands import documented_commands
 from moodpo.cli.settings import read_settings, train_help
+from moodpo.cli.tracking import choose_trackers
 from moodpo.errors import ConfigError
 from moodpo.tasks import EMBEDDED, TASKS
 
@@ -202,3 +203,25 @@ def test_help_has_every_flag_ours_first():
     places = [text.index(f"\n{room}\n") for room in rooms]
     assert places == sorted(places)
     assert places[-1] < text.index("\ntrainer (transformers.TrainingArguments):\n")
+
+
+def test_help_says_the_defaults_that_a_command_line_has(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = train_help().splitlines()
+
+    def said(name: str) -> str:
+        first = next(i for i, line in enumerate(lines) if line.startswith(f"  --{name} "))
+        following = lines[first + 1 :]
+        last = next(i for i, line in enumerate(following) if not line.startswith("      "))
+        return " ".join(" ".join(following[:last]).split())
+
+    settings = read_settings(["--csv_path", "prompts.csv"])
+    computed = choose_trackers(settings)
+    assert said("project").endswith(f"Default: {computed['project']}.")
+    assert "Default: wandb where it is installed." in said("report_to")
+    assert "Default: --wandb_name." in said("run_name")
+    assert "Default: True where there is no accelerator." in said("use_cpu")
+    assert "Default: False; embedded, True where hardware has it." in said("bf16")
+    assert str(settings.output_dir) == "outputs/assistant"
+    assert "--wandb_name or else --exp_type; outputs/default of the embedded" in said("output_dir")
+    assert str(read_settings([]).output_dir) == "outputs/default"

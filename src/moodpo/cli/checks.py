@@ -344,7 +344,7 @@ def _check_quantization(settings: TrainSettings) -> None:
     if not settings.model.use_peft:
         raise ConfigError("Quantized weights cannot be trained in full. Pass --use_peft True.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError('pip install "moodpo[quantization]"')
+        raise MissingDependencyError("pip install bitsandbytes")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,10 @@ class RunFlags:
         "run", "assistant", "The task: its prompt frame and lengths.", choices=tuple(TASKS)
     )
     output_dir: str | None = _flag(
-        "run", None, "Where everything is written. Default: outputs/ and the run's name."
+        "run",
+        None,
+        "Where everything is written. Default: outputs/ and --wandb_name or else --exp_type; "
+        "outputs/default of the embedded default.",
     )
     overwrite: bool = _flag(
         "run", False, "Replace the run that output_dir holds; its checkpoints are deleted."
@@ -242,11 +245,29 @@ def read_settings(argv: Sequence[str]) -> TrainSettings:
 
 def train_help() -> str:
     """The help of `moodpo train`, by room; imports torch for the Trainer's flags."""
-    flags = [*_light_flags(), *_trainer_flags()]
+    flags = [*_light_flags(), *map(_as_computed, _trainer_flags())]
     flags.append(Flag(name="config", room="run", type=str, default=None, help=_CONFIG_HELP))
     return format_help(
         "usage: moodpo train [--FLAG VALUE …]", _DESCRIPTION, flags, ROOMS, brief="trainer"
     )
+
+
+# What a command line computes where the user says nothing: the dataclass's own default is another.
+_COMPUTED = {
+    "report_to": ("Trackers to log to, or none.", "wandb where it is installed"),
+    "run_name": ("Name of the run at the trackers.", "--wandb_name"),
+    "project": ("Name of the project at the trackers.", "moodpo"),
+    "use_cpu": ("Use the CPU.", "True where there is no accelerator"),
+    "bf16": ("Mixed precision in bfloat16.", "False; embedded, True where hardware has it"),
+}
+
+
+def _as_computed(flag: Flag) -> Flag:
+    """A Trainer's flag with the default that a command line gives it."""
+    if flag.name not in _COMPUTED:
+        return flag
+    text, default = _COMPUTED[flag.name]
+    return replace(flag, help=text, default=default)
 
 
 _CONFIG_HELP = "YAML file of these flags, without dashes; the command line wins over it."
