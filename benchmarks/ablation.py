@@ -53,7 +53,9 @@ from transformers.utils import logging
 from moodpo.baselines import train_soup
 from moodpo.conditioning import Conditioner
 from moodpo.evaluation.front import hypervolume
+from moodpo.evaluation.plots import plot_front
 from moodpo.evaluation.results import SweepResult
+from moodpo.evaluation.series import Series
 from moodpo.manifest import write_json
 from moodpo.tasks import EMBEDDED
 
@@ -92,8 +94,8 @@ ARMS: dict[str, dict[str, Any]] = {
     },
 }
 """What differs from the defaults of `MOODPOConfig`, which relabel antithetically; `moodpo` is the
-embedded default, all of what helped together. Every arm trains all its pairs, in as many steps of as
-many completions at the same rate: more completions of a prompt make the batch smaller."""
+embedded default, all of what helped together. Every arm trains all its pairs, in as many steps of
+as many completions at the same rate: more completions of a prompt make the batch smaller."""
 SOUPS = "soups"
 """Rewarded Soups, which divide the completions among one specialist per objective."""
 
@@ -134,6 +136,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="for all arms")
     parser.add_argument("--report", action="store_true", help="only print what is there")
+    parser.add_argument("--picture", help="PNG of the fronts of what is there")
     parser.add_argument("--quick", action="store_true", help="as small as can be: does it run?")
     add_training_options(parser)
     parser.add_argument(
@@ -411,6 +414,23 @@ def print_tables(folder: Path) -> None:
         report(f"After {budget}", header, rows(runs, budget))
 
 
+def draw_fronts(folder: Path, path: str, completions: int) -> None:
+    """One front per arm with the most completions: means over seeds, behind the base model's."""
+    base = SweepResult.load(folder / "base.json")
+    fronts = [("prompting alone", base.weights, base.rewards.mean(axis=1)[:, None])]  # [W, 1, K]
+    for (arm, weight_format), records in read_runs(folder).items():
+        points = [p for r in records for p in r["points"] if name_of(completions) in p["of"]]
+        if points and weight_format == EMBEDDED["weight_format"]:
+            rewards = np.array([point["rewards"] for point in points])  # [seeds, W, K]
+            fronts.append((arm, np.array(points[0]["weights"]), np.moveaxis(rewards, 0, 1)))
+    series = [
+        (name, Series(name=name, objectives=base.objectives, weights=weights, rewards=rewards))
+        for name, weights, rewards in fronts
+    ]
+    caption = "Means over training seeds; bars: 95 % bootstrap intervals over them."
+    plot_front(series, path, caption=caption)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     logging.set_verbosity_error()
@@ -419,6 +439,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.report:
         train_all(args)
     print_tables(Path(args.output_dir))
+    if args.picture:
+        draw_fronts(Path(args.output_dir), args.picture, max(args.after_completions))
 
 
 if __name__ == "__main__":

@@ -379,7 +379,9 @@ def test_an_ablation_asks_at_equal_completions_and_at_equal_time(tmp_path, capsy
     assert not list((tmp_path / "out").glob("*.claim"))
     # What is there is not run again.
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*-*-0.json")}
-    ablation.main([*ablation_flags, "--arms", "mo-odpo"])
+    picture = tmp_path / "fronts.png"
+    ablation.main([*ablation_flags, "--arms", "mo-odpo", "--picture", str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 

