@@ -475,6 +475,7 @@ def against(
                 rewards=base.rewards,
                 completions=base.completions,
                 lengths=base.lengths,
+                finished=base.finished,
             ),
             warnings=(),
         )

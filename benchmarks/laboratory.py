@@ -271,12 +271,13 @@ def make_conditioner(problem: Problem) -> Conditioner:
 def answer_rewards(problem: Problem, policy: SteerablePolicy, *, samples: int) -> FloatArray:
     """True rewards `[W, M, K]`; sample m has one seed under all weight vectors."""
     W, K = problem.weights.shape
-    texts = policy.sample(
+    answers = policy.sample(
         [PROMPT] * (W * samples),
         torch.tensor(problem.weights.repeat(samples, axis=0)),
         seeds=prompt_seeds(0, samples) * W,
         sampling=policy.sampling,
     )
+    texts = [answer.text for answer in answers]
     return problem.true_rewards(texts).reshape(W, samples, K)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "Answer",
     "Message",
     "PairBatch",
     "Prompt",
@@ -33,6 +34,20 @@ Prompt: TypeAlias = str | Sequence[Message]
 """A raw prompt: one user text, or a conversation that ends with a user turn."""
 
 TokenIds: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a policy said to one prompt: the tokens that were sampled, and what they read as.
+
+    A text does not give its tokens back: the end is not in it, and it may be written with others.
+    So lengths and log-probabilities are those of `token_ids`, wherever these are known.
+    """
+
+    text: str  # special tokens removed
+    token_ids: TokenIds | None = None  # end-of-sequence token included; None: only text is known
+    finished: bool | None = None  # ended by itself rather than at the length limit
+    logps: tuple[float, ...] | None = None  # of each token in nats, where the backend gives them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +102,7 @@ class PairBatch:
     utilities: Tensor  # [P, 2] scalarized normalized rewards, chosen first
     votes: Tensor  # [P, 2] how much of the label says so, and how much the reverse
     rows: Tensor  # [P] int64: the prompt each pair came from, 0 .. B - 1
+    labelings: Tensor  # [P] int64: which of its prompt's weight vectors, 0 .. M + N - 1
     candidates: Tensor  # [P, 2] int64: which of the prompt's G completions, chosen first
     relabeled: Tensor  # [P, 2] bool: completions that were sampled under other weights
     ref_logps: Tensor | None = None  # [P, 2] once the reference has been asked
@@ -98,7 +114,7 @@ class PairBatch:
         """The same pairs with their tensors on another device."""
         moved = {
             name: value.to(device)
-            for name in ("votes", "rows", "candidates", "relabeled", "ref_logps")
+            for name in ("votes", "rows", "labelings", "candidates", "relabeled", "ref_logps")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
@@ -115,6 +131,7 @@ class PairBatch:
             utilities=self.utilities[chosen],
             votes=self.votes[chosen],
             rows=self.rows[chosen],
+            labelings=self.labelings[chosen],
             candidates=self.candidates[chosen],
             relabeled=self.relabeled[chosen],
             ref_logps=None if self.ref_logps is None else self.ref_logps[chosen],

@@ -25,6 +25,7 @@ from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError, ManifestError
 from moodpo.evaluation.compare import compare
 from moodpo.evaluation.sweep import evaluate_policy
+from moodpo.records import Answer
 from moodpo.rewards import RewardPanel, load_rewards
 from tiny_policies import tiny_tokenizer
 
@@ -77,7 +78,9 @@ def test_every_baseline_can_be_swept_resumed_and_compared(policies, tmp_path):
         assert result.policy["kind"] == policy.kind
         assert math.isfinite(result.metrics["hypervolume"]["value"])
         assert result.baseline.name == "base model"
-        assert (result.lengths >= 0).all()
+        assert (result.lengths >= 1).all()
+        assert (result.baseline.lengths >= 1).all()
+        assert ((result.lengths == SAMPLED.max_new_tokens) | result.finished).all()
         trained_differs = result.completions != result.baseline.completions
         assert trained_differs == (kind is not PromptedPolicy)
         result.save(tmp_path / policy.kind / "results.json")
@@ -94,7 +97,7 @@ def test_the_base_policy_reads_the_same_text_without_the_adapters(policies, kind
         policy.generator.generate = lambda ids, _n=name, **k: (
             asked[_n].extend(ids) or generate(ids, **k)
         )
-        texts = ask(who, (0.0, 1.0), (1.0, 0.0))
+        answers = ask(who, (0.0, 1.0), (1.0, 0.0))
     policy.generator.generate = generate
     assert sorted(asked["trained"]) == sorted(asked["base"])
     plain = load_base(tmp_path / "base")
@@ -103,7 +106,10 @@ def test_the_base_policy_reads_the_same_text_without_the_adapters(policies, kind
     )
     expected = generator.generate(asked["base"], sampling=GREEDY, num_completions=1, seeds=range(2))
     decode = policy.tokenizer.decode
-    assert texts == [decode(c.token_ids, skip_special_tokens=True) for (c,) in expected]
+    assert answers == [
+        Answer(decode(c.token_ids, skip_special_tokens=True), c.token_ids, c.finished)
+        for (c,) in expected
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

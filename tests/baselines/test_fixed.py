@@ -7,6 +7,7 @@ from baselines.tiny_baselines import PROMPTS, ask, load_base, options, random_me
 from moodpo.baselines import FixedWeightPolicy, load_baseline, train_fixed_weights
 from moodpo.baselines.fixed import nearest_member
 from moodpo.errors import ConfigError, WeightsError
+from moodpo.generation.tokens import read_answer
 
 TRAINED = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
 
@@ -40,8 +41,7 @@ def test_the_nearest_member_answers_under_its_own_instruction(tmp_path, instruct
         ((completion,),) = policy.generator.generate(
             [ids], sampling=policy.sampling, num_completions=1, seeds=[0]
         )
-        text = policy.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        assert answers[i] == text, weights
+        assert answers[i] == read_answer(policy.tokenizer, completion), weights
     assert len(set(ask(policy, *[(1.0, 0.0)], *[(0.0, 1.0)]))) == 2
 
 

@@ -15,6 +15,7 @@ from baselines.tiny_baselines import (
 )
 from moodpo.baselines import RewardedSoup, load_baseline, train_soup
 from moodpo.errors import ConfigError
+from moodpo.generation.tokens import read_answer
 
 IDS = torch.arange(40, 60)[None]
 
@@ -69,8 +70,7 @@ def test_a_soup_at_a_corner_is_that_objectives_own_policy(tmp_path):
         alone = policy.generator.generate(
             ids, sampling=GREEDY, num_completions=1, seeds=range(len(ids))
         )
-        decode = policy.tokenizer.decode
-        assert soup == [decode(c.token_ids, skip_special_tokens=True) for (c,) in alone]
+        assert soup == [read_answer(policy.tokenizer, completion) for (completion,) in alone]
         assert torch.equal(logits(policy.model_at(corner)), logits(policy.model))
     assert ask(policy, (1.0, 0.0)) != ask(policy, (0.0, 1.0))
 

@@ -15,6 +15,7 @@ from moodpo.baselines.base import make_record
 from moodpo.baselines.members import member_name
 from moodpo.conditioning import Conditioner
 from moodpo.generation.base import SamplingConfig
+from moodpo.records import Answer
 from moodpo.training.config import MOODPOConfig
 from tiny_policies import save_tiny_policy, tiny_tokenizer
 
@@ -100,7 +101,9 @@ def random_members(folder: Path, cls: Any, *, peft_config: Any = None, count: in
     return cls(model, tiny_tokenizer(), record)
 
 
-def ask(policy: Any, *weights: tuple[float, ...], sampling: SamplingConfig = GREEDY) -> list[str]:
+def ask(
+    policy: Any, *weights: tuple[float, ...], sampling: SamplingConfig = GREEDY
+) -> list[Answer]:
     """Answers to as many prompts as there are weights."""
     return policy.sample(
         PROMPTS[: len(weights)],

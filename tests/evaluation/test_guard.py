@@ -216,3 +216,26 @@ def test_divergence_needs_both_beyond_noise(proxy_low, held_out_high, expected):
 def test_few_answers_repeat_by_chance():
     result = tiny_result(steered(2), completions=(("yes", "yes"),) * 5)
     assert not any("Collapse" in text for text in guard_warnings(result))
+
+
+@pytest.mark.parametrize(
+    ("finished", "rates", "warned"),
+    [
+        (None, None, False),
+        ([[True] * 10] * 5, [0.0] * 5, False),
+        ([[False] * 10] * 4 + [[True] + [False] * 9], [1.0] * 4 + [0.9], False),
+        ([[False] * 10] * 5, [1.0] * 5, True),
+    ],
+)
+def test_answers_that_are_all_cut(finished, rates, warned):
+    ended = None if finished is None else np.array(finished)
+    result = healthy(finished=ended)
+    result = dataclasses.replace(
+        result, baseline=dataclasses.replace(result.baseline, finished=ended)
+    )
+    guard = guard_metrics(result)
+    for name in ("truncated_rate", "baseline_truncated_rate"):
+        assert guard.get(name) == (None if rates is None else pytest.approx(rates))
+    warnings = [text for text in guard_warnings(result) if "All answers were cut" in text]
+    assert len(warnings) == warned
+    assert all("cut at 4 tokens" in text for text in warnings)

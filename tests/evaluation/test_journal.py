@@ -8,15 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moodpo.evaluation.journal import Answer, SweepJournal, fingerprint
+from moodpo.evaluation.journal import ScoredAnswer, SweepJournal, fingerprint
 
-FIRST = Answer(phase="policy", row=0, completion="a\nb \u2028 ü", length=3, rewards=(0.1, 2.0))
-SECOND = Answer(
+FIRST = ScoredAnswer(
+    phase="policy",
+    row=0,
+    completion="a\nb \u2028 ü",
+    length=3,
+    rewards=(0.1, 2.0),
+    token_ids=(5, 6, 2),
+    finished=True,
+)
+SECOND = ScoredAnswer(
     phase="baseline", row=1, completion="", length=0, rewards=(math.nan,), held_out=(1.5,), kl=0.25
 )
 
 
-def same(a: Answer, b: Answer) -> bool:
+def same(a: ScoredAnswer, b: ScoredAnswer) -> bool:
     return repr(a) == repr(b)  # NaN is equal to itself here
 
 
@@ -91,6 +99,18 @@ def test_a_file_of_another_sweep_is_replaced_with_a_warning(tmp_path, content):
         journal = SweepJournal(path, fingerprint="x")
     assert not journal.answers
     assert json.loads(path.read_text())["fingerprint"] == "x"
+
+
+def test_a_journal_without_tokens_starts_anew(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    SweepJournal(path, fingerprint="x").append([FIRST])
+    header, answer = path.read_text().splitlines()
+    values = json.loads(answer)
+    del values["token_ids"], values["finished"]
+    older = [{**json.loads(header), "version": 1}, values]
+    path.write_text("".join(json.dumps(line) + "\n" for line in older))
+    with pytest.warns(UserWarning, match="another version of moodpo; starting anew"):
+        assert not SweepJournal(path, fingerprint="x").answers
 
 
 def test_a_header_cut_short_starts_anew(tmp_path):

@@ -25,7 +25,7 @@ from moodpo.evaluation.results import (
 
 KEYS = [
     *("schema", "version", "objectives", "policy", "data", "weights", "prompts", "seeds"),
-    *("sampling", "rewards", "completions", "lengths", "kl", "held_out", "baseline"),
+    *("sampling", "rewards", "completions", "lengths", "finished", "kl", "held_out", "baseline"),
     *("normalization", "reference_point", "metrics", "steerability", "warnings", "timings"),
     "versions",
 ]
@@ -39,6 +39,7 @@ def full_result() -> SweepResult:
         rewards,
         [[0.1, 0.9], [1.0, 0.0]],
         completions=texts,
+        finished=np.array([[True, False, True], [True] * 3]),
         kl=np.full((2, 3), 0.25),
         held_out=HeldOut(names=("judge",), rewards=rewards[:, :, :1]),
         baseline=Baseline(
@@ -47,6 +48,7 @@ def full_result() -> SweepResult:
             completions=texts,
             lengths=np.ones((2, 3), dtype=int),
             held_out_rewards=rewards[:, :, 1:],
+            finished=np.zeros((2, 3), dtype=bool),
         ),
         metrics={"hypervolume": {"value": 1.5, "low": math.nan, "high": 2.0}},
         steerability={"mean": {"value": math.nan}},
@@ -75,6 +77,8 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
     assert math.isnan(loaded.metrics["hypervolume"]["low"])
     assert math.isnan(loaded.steerability["mean"]["value"])
     assert loaded.lengths.dtype == np.int64
+    assert loaded.finished.tolist() == [[True, False, True], [True, True, True]]
+    assert loaded.baseline.finished.dtype == np.bool_
     assert os.listdir(tmp_path) == ["results.json"]
 
 
@@ -188,6 +192,9 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, content, reason):
         ("completions", [["a", "b", "c"]], "completions must hold 2 x 3"),
         ("completions", [["a", "b", "c"], ["a", "b", 3]], "list of texts"),
         ("lengths", [[1, 2, 3], [1, 2, None]], "TypeError"),
+        ("finished", [[True]], "finished must have shape"),
+        ("finished", [[True, False, 1], [True] * 3], "true and false"),
+        ("finished", [[True, False, None], [True] * 3], "true and false"),
         ("kl", [[0.0]], "kl must have shape"),
         ("objectives", ["a", "a"], "objective twice"),
         ("reference_point", [0.0], "reference_point must have shape"),
@@ -213,6 +220,15 @@ def test_a_missing_key_is_named(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(ManifestError, match="missing seeds, kl"):
         SweepResult.load(tmp_path / "results.json")
+
+
+def test_files_from_before_it_was_known_how_answers_ended_are_read():
+    content = full_result().to_dict()
+    del content["finished"], content["baseline"]["finished"]
+    older = SweepResult.from_dict(content)
+    assert older.finished is None
+    assert older.baseline.finished is None
+    assert older.to_dict()["finished"] is None
 
 
 def test_keys_of_later_minor_additions_are_ignored():

@@ -22,6 +22,7 @@ from moodpo.evaluation.journal import fingerprint
 from moodpo.evaluation.results import SweepResult
 from moodpo.evaluation.sweep import SweepProgress, evaluate_policy, prompt_seeds, sweep
 from moodpo.generation.base import SamplingConfig
+from moodpo.records import Answer
 
 PROMPTS = tuple(f"prompt {n}" for n in range(6))
 WEIGHTS = np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
@@ -182,7 +183,8 @@ def test_a_policy_may_count_tokens_and_estimate_its_divergence():
         def count_tokens(self, texts):
             return [len(text) for text in texts]
 
-        def kl_to_reference(self, prompts, weights, completions, *, sampling):
+        def kl_to_reference(self, prompts, weights, answers, *, sampling):
+            assert all(isinstance(answer, str) for answer in answers)  # as it answered
             return weights[:, 0] * sampling.max_new_tokens
 
         def describe(self):
@@ -192,6 +194,58 @@ def test_a_policy_may_count_tokens_and_estimate_its_divergence():
     assert result.lengths[0].tolist() == [1] * 6
     assert result.kl.tolist() == [[0.0] * 6, [4.0] * 6, [8.0] * 6]
     assert result.policy == INFO
+    assert result.finished is None
+
+
+class TokenPolicy(RulePolicy):
+    """Says which tokens it sampled: an end for every second answer."""
+
+    def sample(self, prompts, weights, *, seeds, sampling):
+        texts = super().sample(prompts, weights, seeds=seeds, sampling=sampling)
+        return [
+            Answer(text, (1,) * (seed % 5) + (0,) * (seed % 2), bool(seed % 2))
+            for text, seed in zip(texts, seeds, strict=True)
+        ]
+
+    def count_tokens(self, texts):
+        raise AssertionError("the tokens are known")
+
+    def kl_to_reference(self, prompts, weights, answers, *, sampling):
+        return [len(answer.token_ids) / 2 for answer in answers]
+
+
+def test_what_was_sampled_is_what_is_measured():
+    result = run(TokenPolicy(), baseline_policy=TokenPolicy(slope=2.0))
+    lengths = [seed % 5 + seed % 2 for seed in result.seeds]
+    finished = [bool(seed % 2) for seed in result.seeds]
+    assert len(set(finished)) == 2
+    for phase in (result, result.baseline):
+        assert phase.lengths.tolist() == [lengths] * 3
+        assert phase.finished.tolist() == [finished] * 3
+    assert result.kl.tolist() == [[length / 2 for length in lengths]] * 3
+    assert result.completions == run().completions
+
+
+class MixedPolicy(TokenPolicy):
+    """Knows the tokens of every second answer."""
+
+    def sample(self, prompts, weights, *, seeds, sampling):
+        answers = super().sample(prompts, weights, seeds=seeds, sampling=sampling)
+        return [answer if i % 2 else answer.text for i, answer in enumerate(answers)]
+
+    def count_tokens(self, texts):
+        return [100 + len(text) for text in texts]
+
+    kl_to_reference = None
+
+
+def test_lengths_are_counted_only_where_tokens_are_unknown():
+    result = run(MixedPolicy(), weights=WEIGHTS[:1])
+    ids = [seed % 5 + seed % 2 for seed in result.seeds]
+    expected = [ids[n] if n % 2 else 101 for n in range(6)]
+    assert result.lengths.tolist() == [expected]
+    assert result.finished is None
+    assert result.kl is None
 
 
 def test_conversations_are_stored_by_their_last_turn():
@@ -292,6 +346,12 @@ class OneShort(RulePolicy):
         return super().sample(prompts, weights, seeds=seeds, sampling=sampling)[1:]
 
 
+class Bytes(RulePolicy):
+    def sample(self, prompts, weights, *, seeds, sampling):
+        texts = super().sample(prompts, weights, seeds=seeds, sampling=sampling)
+        return [text.encode() for text in texts]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "reason"),
     [
@@ -300,6 +360,7 @@ class OneShort(RulePolicy):
         ({"weights": [[1.0, 0.0, 0.0]]}, WeightsError, r"must be \[W, 2\]"),
         ({"panel": CountPanel(names=("agree",))}, RewardSpecError, "objectives are agree, digits"),
         ({"policy": OneShort()}, GenerationError, "17 texts for 18 prompts"),
+        ({"policy": Bytes()}, GenerationError, "answered b'.*neither a text nor a moodpo.records"),
         ({"panel": FixedPanel(torch.full((18, 2), math.inf))}, RewardError, "agree answered inf"),
         ({"panel": FixedPanel(torch.zeros(18))}, RewardError, r"shape \[18\]"),
         (

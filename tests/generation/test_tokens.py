@@ -1,7 +1,8 @@
 from types import SimpleNamespace
 
-from moodpo.generation.base import SamplingConfig
-from moodpo.generation.tokens import count_tokens, end_token_ids, padding_token_id
+from moodpo.generation.base import Completion, SamplingConfig
+from moodpo.generation.tokens import count_tokens, end_token_ids, padding_token_id, read_answer
+from moodpo.records import Answer
 from tiny_policies import tiny_tokenizer
 
 
@@ -27,6 +28,16 @@ def test_padding_needs_no_token_of_its_own():
 def test_control_tokens_spelled_in_a_text_count_as_its_characters():
     assert count_tokens(tiny_tokenizer(), ["abc", "", "<pad>"]) == [3, 0, 5]
     assert count_tokens(tiny_tokenizer(), []) == []
+
+
+def test_an_answer_keeps_what_was_sampled():
+    tokenizer = tiny_tokenizer()
+    end = tokenizer.eos_token_id
+    ids = (*tokenizer("Hi")["input_ids"], end)
+    cut = Completion(ids[:2], False, (-0.5, -1.5))
+    assert read_answer(tokenizer, Completion(ids, True)) == Answer("Hi", ids, True, None)
+    assert read_answer(tokenizer, cut) == Answer("Hi", ids[:2], False, (-0.5, -1.5))
+    assert read_answer(tokenizer, Completion((end,), True)) == Answer("", (end,), True)
 
 
 def test_changed_sampling_stays_possible():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from moodpo.conditioning import Conditioner
-from moodpo.errors import ConfigError, ManifestError, WeightsError
+from moodpo.errors import ConfigError, GenerationError, ManifestError, WeightsError
+from moodpo.evaluation.journal import SweepJournal
+from moodpo.evaluation.sweep import prompt_seeds, sweep
 from moodpo.generation.base import SamplingConfig
 from moodpo.manifest import RunManifest, hash_weights
+from moodpo.records import Answer
 from moodpo.serving.policy import SteerablePolicy
 from tiny_policies import save_tiny_policy, tiny_model, tiny_tokenizer
 
@@ -158,10 +162,10 @@ def test_lengths_and_counts(policy):
 def test_sampling_for_sweeps_takes_rows_and_seeds(policy):
     weights = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     sampling = SamplingConfig(max_new_tokens=12)
-    texts = policy.sample(["a", "a"], weights, seeds=[1, 1], sampling=sampling)
+    answers = policy.sample(["a", "a"], weights, seeds=[1, 1], sampling=sampling)
     (second,) = policy.sample(["a"], weights[1:], seeds=[1], sampling=sampling)
-    assert texts[1] == second
-    assert texts[0] != texts[1]
+    assert answers[1] == second
+    assert answers[0].text != answers[1].text
 
 
 # --- precision ---
@@ -250,33 +254,42 @@ def test_a_model_in_memory():
     assert policy.describe() == {"sha256": None}
 
 
+def written(text, *, end=False):
+    """An answer as if it had been sampled."""
+    tokenizer = tiny_tokenizer()
+    ids = (*tokenizer(text)["input_ids"], *[tokenizer.eos_token_id] * end)
+    return Answer(text, ids, end)
+
+
+def logp(model, prompt, row, answer, divisor):
+    """Of the sampled tokens, the plain way: one pass, all logits."""
+    head = CONDITIONER.encode(tiny_tokenizer(), prompt, row.tolist())
+    tail = torch.tensor(answer.token_ids)
+    logits = model(input_ids=torch.tensor([[*head, *answer.token_ids]])).logits[0]
+    logps = (logits / divisor).log_softmax(-1)
+    at = torch.arange(len(head) - 1, len(head) + len(tail) - 1)
+    return logps[at, tail].sum().item()
+
+
 @pytest.mark.parametrize(
     ("temperature", "divisor"), [(None, 0.9), (1.0, 1.0), (0.5, 0.5), (0.0, 1.0)]
 )  # None: as in training
 def test_kl_is_the_difference_of_two_plain_log_probabilities(policy, base, temperature, divisor):
     weights = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.5, 0.5]])
-    texts = ["Hi there", "", "Well, why not?"]
+    answers = [written("Hi there"), written("", end=True), written("Well, why not?", end=True)]
     sampling = None if temperature is None else policy.sampling_with(temperature=temperature)
-    estimates = policy.kl_to_reference(PROMPTS, weights, texts, sampling=sampling)
-
-    def logp(model, prompt, row, text):
-        head = CONDITIONER.encode(tiny_tokenizer(), prompt, row.tolist())
-        tail = tiny_tokenizer()(text)["input_ids"]
-        logits = model(input_ids=torch.tensor([[*head, *tail]])).logits[0]
-        logps = (logits / divisor).log_softmax(-1)
-        at = torch.arange(len(head) - 1, len(head) + len(tail) - 1)
-        return logps[at, torch.tensor(tail, dtype=torch.long)].sum().item()
-
+    estimates = policy.kl_to_reference(PROMPTS, weights, answers, sampling=sampling)
     reference = SteerablePolicy.from_pretrained(base, conditioner=CONDITIONER).model
     with torch.no_grad():
         expected = [
-            logp(policy.model, p, w, t) - logp(reference, p, w, t)
-            for p, w, t in zip(PROMPTS, weights, texts, strict=True)
+            logp(policy.model, p, w, a, divisor) - logp(reference, p, w, a, divisor)
+            for p, w, a in zip(PROMPTS, weights, answers, strict=True)
         ]
     assert estimates == pytest.approx(expected, abs=1e-3)
-    assert estimates[1] == 0
-    assert abs(estimates[0]) > 1e-2
-    assert policy.base_policy().kl_to_reference(PROMPTS, weights, texts) is None
+    assert all(abs(estimate) > 1e-2 for estimate in estimates)  # the empty answer's, too
+    assert policy.base_policy().kl_to_reference(PROMPTS, weights, answers) is None
+    texts = [answer.text for answer in answers]
+    assert policy.kl_to_reference(PROMPTS, weights, texts) is None  # how they ended is unknown
 
 
 def test_kl_with_the_adapter_beside_the_base_is_the_same(policy, adapter):
@@ -284,11 +297,97 @@ def test_kl_with_the_adapter_beside_the_base_is_the_same(policy, adapter):
         get_peft_model_from(adapter), tiny_tokenizer(), CONDITIONER, base="unused"
     )
     weights = torch.tensor([[0.7, 0.3]])
-    estimate = beside.kl_to_reference(PROMPTS[:1], weights, ["Hi there"], sampling=policy.sampling)
+    answers = [written("Hi there", end=True)]
+    estimate = beside.kl_to_reference(PROMPTS[:1], weights, answers, sampling=policy.sampling)
     assert estimate == pytest.approx(
-        policy.kl_to_reference(PROMPTS[:1], weights, ["Hi there"]), abs=1e-3
+        policy.kl_to_reference(PROMPTS[:1], weights, answers), abs=1e-3
     )
-    assert beside.base_policy().kl_to_reference(PROMPTS[:1], weights, ["Hi there"]) == [0.0]
+    assert beside.base_policy().kl_to_reference(PROMPTS[:1], weights, answers) == [0.0]
+
+
+class NoPanel:
+    """Rewards that say nothing."""
+
+    names = CONDITIONER.objectives
+
+    def score(self, prompts, completions, columns=None):
+        return torch.zeros(len(prompts), 2)
+
+
+def ending_sooner(base, by):
+    """A policy that differs from its base in nothing but how soon it ends."""
+    model = tiny_model()
+    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    head.weight.data = model.lm_head.weight.data
+    head.bias.data.zero_()[tiny_tokenizer().eos_token_id] = by
+    model.lm_head = head
+    return SteerablePolicy(
+        model.requires_grad_(False), tiny_tokenizer(), CONDITIONER, base=str(base)
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("by", [4.0, -4.0])
+def test_a_sweep_measures_what_was_sampled(base, by, temperature):
+    policy = ending_sooner(base, by)
+    sampling = SamplingConfig(max_new_tokens=6, temperature=temperature)
+    prompts = [f"Say {n}" for n in range(24)]
+    result = sweep(policy, prompts, NoPanel(), weights=[[0.5, 0.5]], sampling=sampling)
+    weights = torch.full((24, 2), 0.5)
+    seeds = prompt_seeds(0, 24)
+    answers = policy.sample(prompts, weights, seeds=seeds, sampling=sampling)
+    reference = SteerablePolicy.from_pretrained(base, conditioner=CONDITIONER).model
+    expected = [
+        logp(policy.model, p, w, a, temperature) - logp(reference, p, w, a, temperature)
+        for p, w, a in zip(prompts, weights, answers, strict=True)
+    ]
+    assert result.kl[0].tolist() == pytest.approx(expected, abs=1e-3)
+    assert result.lengths[0].tolist() == [len(answer.token_ids) for answer in answers]
+    assert result.finished[0].tolist() == [answer.finished for answer in answers]
+    ends = [answer.token_ids[-1] == policy.tokenizer.eos_token_id for answer in answers]
+    assert ends == result.finished[0].tolist()
+    if by > 0:
+        empty = [text == "" for text in result.completions[0]]
+        assert any(empty)
+        assert (result.lengths[0][empty] == 1).all()  # the end is a token that was sampled
+        assert (result.kl[0][empty] > 1.0).all()
+        assert result.kl.mean() > 0
+
+
+def test_an_interrupted_sweep_keeps_the_tokens(base, tmp_path):
+    policy = ending_sooner(base, 3.0)
+    info = {"name": "sooner", "path": "sooner"}
+
+    def results(name, **options):
+        result = sweep(
+            policy,
+            ["a", "b", "c", "d"],
+            NoPanel(),
+            weights=[[1.0, 0.0], [0.5, 0.5]],
+            sampling=SamplingConfig(max_new_tokens=6),
+            chunk_size=2,
+            policy_info=info,
+            baseline_policy=policy.base_policy(),
+            baseline_info=info,
+            **options,
+        )
+        replace(result, timings={}).save(tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    def interrupt(progress):
+        if progress.phase == "baseline":
+            raise GenerationError("interrupted")
+
+    whole, journal = results("whole.json"), tmp_path / "journal.jsonl"
+    with pytest.raises(GenerationError, match="interrupted"):
+        results("none.json", resume_path=journal, progress=interrupt)
+    header = json.loads(journal.read_text().partition("\n")[0])
+    kept = SweepJournal(journal, fingerprint=header["fingerprint"]).answers
+    assert len(kept) == 10
+    for answer in kept.values():
+        assert answer.length == len(answer.token_ids)
+        assert answer.finished == (answer.token_ids[-1] == policy.tokenizer.eos_token_id)
+    assert results("resumed.json", resume_path=journal) == whole
 
 
 def get_peft_model_from(adapter):
@@ -320,7 +419,8 @@ def test_the_base_model_is_asked_for_the_same_bounds(bounded):
     held = bounded.bounded_by({"detail": 0.3})
     assert held.base_policy().lower_bounds == {"detail": 0.3}
     assert bounded.base_policy().lower_bounds == {}
-    likelihoods = [p.kl_to_reference(PROMPTS, EVEN, ["a", "b", "c"]) for p in (held, bounded)]
+    answers = [written(text) for text in "abc"]
+    likelihoods = [p.kl_to_reference(PROMPTS, EVEN, answers) for p in (held, bounded)]
     assert likelihoods[0] != likelihoods[1]
 
 

@@ -1,8 +1,8 @@
 """What all baselines share: asking a model in groups of rows, saving, loading.
 
 A baseline is a policy for `evaluation.sweep`, beside `serving.SteerablePolicy`: it has objectives
-and samples one text per prompt and weight vector. What differs between baselines is which text the
-model reads and which weights it computes with. Knows nothing of training or rewards.
+and samples one answer per prompt and weight vector. What differs between baselines is which text
+the model reads and which weights it computes with. Knows nothing of training or rewards.
 Shapes: N prompts, K objectives.
 """
 
@@ -25,9 +25,14 @@ from moodpo.embedded import names_embedded_policy
 from moodpo.errors import ConfigError, ManifestError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import count_tokens, end_token_ids, padding_token_id
+from moodpo.generation.tokens import (
+    count_tokens,
+    end_token_ids,
+    padding_token_id,
+    read_answer,
+)
 from moodpo.manifest import hash_weights
-from moodpo.records import Prompt, TokenIds
+from moodpo.records import Answer, Prompt, TokenIds
 from moodpo.rewards.specs import looks_local
 
 if TYPE_CHECKING:
@@ -113,7 +118,7 @@ class BaselinePolicy:
         *,
         seeds: Sequence[int],
         sampling: SamplingConfig,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """One answer per prompt, for sweeps.
 
         Args:
@@ -123,12 +128,12 @@ class BaselinePolicy:
             sampling: How completions are sampled.
 
         Returns:
-            N texts.
+            N answers, with the tokens that were sampled.
         """
         return self._sample(prompts, weights, seeds, sampling, trained=True)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special tokens not counted."""
+        """Tokens of texts whose own are not known, special tokens not counted."""
         return count_tokens(self.tokenizer, texts)
 
     def describe(self) -> dict[str, Any]:
@@ -225,13 +230,13 @@ class BaselinePolicy:
         sampling: SamplingConfig,
         *,
         trained: bool,  # False asks the model under the adapters
-    ) -> list[str]:
+    ) -> list[Answer]:
         rows: list[Weights] = [tuple(row) for row in weights.tolist()]
         ids = [self._encode(p, row) for p, row in zip(prompts, rows, strict=True)]
         groups: defaultdict[Hashable, list[int]] = defaultdict(list)
         for i, row in enumerate(rows):
             groups[self._group(row) if trained else None].append(i)
-        texts = [""] * len(rows)
+        answers: list[Answer] = [Answer("")] * len(rows)
         for group, members in groups.items():
             with self._active(group) if trained else self._without_adapters():
                 sampled = self.generator.generate(
@@ -241,8 +246,8 @@ class BaselinePolicy:
                     seeds=[seeds[i] for i in members],
                 )
             for i, (completion,) in zip(members, sampled, strict=True):
-                texts[i] = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        return texts
+                answers[i] = read_answer(self.tokenizer, completion)
+        return answers
 
     def _without_adapters(self) -> AbstractContextManager[Any]:
         off: AbstractContextManager[Any] = nullcontext()
@@ -259,7 +264,6 @@ class BeforeTraining:
     def __init__(self, policy: BaselinePolicy) -> None:
         self._policy = policy
         self.objectives = policy.objectives
-        self.count_tokens = policy.count_tokens
 
     def sample(
         self,
@@ -268,7 +272,7 @@ class BeforeTraining:
         *,
         seeds: Sequence[int],
         sampling: SamplingConfig,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """As `BaselinePolicy.sample`, from the base model."""
         return self._policy._sample(prompts, weights, seeds, sampling, trained=False)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moodpo.conditioning import Conditioner
-from moodpo.records import Prompt
+from moodpo.records import Answer, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,7 @@ class ForgedPrompts:
         *,
         seeds: Sequence[int],
         sampling: SamplingConfig,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """As the policy's, on forged prompts."""
         import torch
 

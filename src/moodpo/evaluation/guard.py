@@ -11,6 +11,7 @@ Words here are what whitespace separates, in lower case: crude, the same for eve
 | key | content |
 |---|---|
 | `length` | mean completion tokens |
+| `truncated_rate` | share of answers that were cut at the length limit, where it is known |
 | `distinct_1`, `distinct_2` | distinct n-grams over all n-grams of the weight's answers |
 | `duplicate_rate` | share of answers that repeat another prompt's answer |
 | `empty_rate` | share of answers without a word |
@@ -29,11 +30,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from moodpo.errors import InputError
 from moodpo.evaluation.front import hypervolume
-from moodpo.evaluation.results import FloatArray, SweepResult, Texts, mean_over_prompts
+from moodpo.evaluation.results import Baseline, FloatArray, SweepResult, mean_over_prompts
 
 __all__ = [
     "distinct_n",
@@ -64,9 +65,9 @@ def guard_metrics(result: SweepResult) -> dict[str, Any]:
     Returns:
         The table in the module's docstring.
     """
-    metrics: dict[str, Any] = _text_metrics(result.completions, result.lengths)
+    metrics: dict[str, Any] = _answer_metrics(result)
     if result.baseline is not None:
-        baseline = _text_metrics(result.baseline.completions, result.baseline.lengths)
+        baseline = _answer_metrics(result.baseline)
         metrics |= {f"baseline_{name}": values for name, values in baseline.items()}
     controlled = mean_over_prompts(length_controlled_rewards(result.rewards, result.lengths))
     slopes = length_slopes(result.rewards, result.lengths) / result.normalization.std
@@ -90,6 +91,7 @@ def guard_warnings(result: SweepResult) -> tuple[str, ...]:
     guard = guard_metrics(result)
     return (
         *_missing_scores(result),
+        *_truncation(result),
         *_repetition(result, guard),
         *_variety(result, guard),
         *_length_shift(result, guard),
@@ -207,16 +209,34 @@ def unchanged_rate(completions: Sequence[Sequence[str]]) -> float:
     return sum(same) / len(same)
 
 
-def _text_metrics(completions: Texts, lengths: Any) -> dict[str, list[float]]:
+def _answer_metrics(answers: SweepResult | Baseline) -> dict[str, list[float]]:
+    completions, lengths = answers.completions, answers.lengths
     if lengths is None:
-        lengths = [[len(text.split()) for text in row] for row in completions]
+        lengths = np.array([[len(text.split()) for text in row] for row in completions])
+    cut = {} if answers.finished is None else {"truncated_rate": _truncated_rate(answers.finished)}
     return {
         "length": length_by_weight(lengths).tolist(),
+        **cut,
         "distinct_1": [distinct_n(row, 1) for row in completions],
         "distinct_2": [distinct_n(row, 2) for row in completions],
         "duplicate_rate": [duplicate_rate(row) for row in completions],
         "empty_rate": [sum(not text.strip() for text in row) / len(row) for row in completions],
     }
+
+
+def _truncated_rate(finished: NDArray[np.bool_]) -> list[float]:
+    rates: list[float] = (1 - finished.mean(axis=1)).tolist()
+    return rates
+
+
+def _truncation(result: SweepResult) -> list[str]:
+    """Nothing ended by itself: what length and rewards say then is of beginnings alone."""
+    if result.finished is None or result.finished.any():
+        return []
+    return [
+        f"All answers were cut at {result.lengths.max()} tokens: none ended by itself, so their "
+        "length cannot follow the weights, and rewards saw beginnings. Raise max_new_tokens."
+    ]
 
 
 def _missing_scores(result: SweepResult) -> list[str]:

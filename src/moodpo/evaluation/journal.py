@@ -18,22 +18,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Answer", "SweepJournal", "fingerprint"]
+from moodpo.records import TokenIds
 
-SCHEMA, VERSION = "moodpo.sweep-journal", 1
+__all__ = ["ScoredAnswer", "SweepJournal", "fingerprint"]
+
+SCHEMA, VERSION = "moodpo.sweep-journal", 2  # 1 had no tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ScoredAnswer:
     """One answer with its scores."""
 
     phase: str  # whose answer: "policy" or "baseline"
     row: int  # place in the flattened sweep
     completion: str
-    length: int  # completion tokens
+    length: int  # completion tokens, see `sweep`
     rewards: Sequence[float]  # K, NaN where there is no score
     held_out: Sequence[float] = ()  # H
     kl: float | None = None  # nats
+    token_ids: TokenIds | None = None  # that were sampled, where known
+    finished: bool | None = None  # ended by itself, where known
 
 
 class SweepJournal:
@@ -44,7 +48,7 @@ class SweepJournal:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, *, fingerprint: str) -> None:
-        self.answers: dict[tuple[str, int], Answer] = {}
+        self.answers: dict[tuple[str, int], ScoredAnswer] = {}
         self._path = None if path is None else Path(path)
         if self._path is not None:
             header = {"schema": SCHEMA, "version": VERSION, "fingerprint": fingerprint}
@@ -54,7 +58,7 @@ class SweepJournal:
     def __contains__(self, key: tuple[str, int]) -> bool:
         return key in self.answers
 
-    def append(self, answers: Sequence[Answer]) -> None:
+    def append(self, answers: Sequence[ScoredAnswer]) -> None:
         """Remembers answers, on disk before it returns."""
         self.answers |= {(answer.phase, answer.row): answer for answer in answers}
         if self._path is not None:
@@ -73,7 +77,7 @@ class SweepJournal:
         if first != header:
             warnings.warn(
                 f"{path} belongs to another sweep (policy, prompts, weights, sampling or rewards "
-                "differ); starting anew.",
+                "differ) or to another version of moodpo; starting anew.",
                 stacklevel=4,
             )
             return []
@@ -95,19 +99,21 @@ def fingerprint(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _line(answer: Answer) -> str:
+def _line(answer: ScoredAnswer) -> str:
     values = asdict(answer)
     values |= {key: _nulls(values[key]) for key in ("rewards", "held_out")}
     values["kl"] = None if answer.kl is None or math.isnan(answer.kl) else answer.kl
     return json.dumps(values, allow_nan=False)
 
 
-def _parse(line: str) -> Answer | None:
+def _parse(line: str) -> ScoredAnswer | None:
     """The answer in a line; None where the line is damaged."""
     try:
         values = json.loads(line)
         values |= {key: tuple(_nans(values[key])) for key in ("rewards", "held_out")}
-        return Answer(**values)
+        if (ids := values["token_ids"]) is not None:
+            values["token_ids"] = tuple(ids)
+        return ScoredAnswer(**values)
     except (ValueError, TypeError, KeyError):
         return None
 

@@ -4,7 +4,7 @@ Knows nothing of models, of how the numbers were obtained or of what they mean: 
 checks their shapes and moves them to and from `results.json` without loss. Shapes: W weight
 vectors of a sweep, N texts (one per prompt), K objectives, H held-out rewards.
 
-`results.json`, version 1, every key present:
+`results.json`, version 1, every key present (but `finished`, in files from before there was one):
 
 | key | content |
 |---|---|
@@ -16,11 +16,14 @@ vectors of a sweep, N texts (one per prompt), K objectives, H held-out rewards.
 | `prompts`, `seeds` | N texts and N integers; seed n is used under every weight |
 | `sampling` | the fields of `SamplingConfig` |
 | `rewards` | `[W][N][K]` raw, higher is better, `null` where a reward gave no score |
-| `completions`, `lengths` | `[W][N]` texts; `[W][N]` completion tokens (words when not countable) |
+| `completions` | `[W][N]` texts |
+| `lengths` | `[W][N]` sampled tokens, the token that ends an answer counted; of a policy that \
+answers plain texts, tokens of the text (words when not countable) |
+| `finished` | `[W][N]` whether an answer ended by itself (`true`) or was cut, or `null` |
 | `kl` | `[W][N]` per-sequence estimate of the KL to the reference in nats, or `null` |
 | `held_out` | `{"names": [H], "rewards": [W][N][H]}` of rewards never trained on, or `null` |
 | `baseline` | `{"name", "rewards": [W][N][K], "completions": [W][N]}` and, when known, `lengths` \
-`[W][N]` and `held_out_rewards` `[W][N][H]`: the base model, or `null` |
+and `finished` `[W][N]` and `held_out_rewards` `[W][N][H]`: the base model, or `null` |
 | `normalization` | `{"mean": [K], "std": [K], "source": text}` |
 | `reference_point` | `[K]` in normalized units |
 | `metrics`, `steerability` | described in `moodpo.evaluation.sweep` and `.steerability` |
@@ -65,9 +68,10 @@ Texts = tuple[tuple[str, ...], ...]
 _DICT_KEYS = ("policy", "data", "sampling", "timings", "versions")
 _KEYS = (
     *("objectives", "policy", "data", "weights", "prompts", "seeds", "sampling", "rewards"),
-    *("completions", "lengths", "kl", "held_out", "baseline", "normalization", "reference_point"),
-    *("metrics", "steerability", "warnings", "timings", "versions"),
+    *("completions", "lengths", "finished", "kl", "held_out", "baseline", "normalization"),
+    *("reference_point", "metrics", "steerability", "warnings", "timings", "versions"),
 )
+_LATER_KEYS = ("finished",)  # files from before there was one are read as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,10 +94,12 @@ class Baseline:
     completions: Texts  # W x N
     lengths: NDArray[np.int64] | None = None  # [W, N] completion tokens
     held_out_rewards: FloatArray | None = None  # [W, N, H] raw, by the names of `held_out`
+    finished: NDArray[np.bool_] | None = None  # [W, N] ended by itself
 
     def __post_init__(self) -> None:
         _freeze_fields(self, "rewards", "held_out_rewards")
         _freeze_fields(self, "lengths", dtype=np.int64)
+        _freeze_fields(self, "finished", dtype=np.bool_)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,7 +116,7 @@ class Normalization:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SweepResult:
-    """Everything that an evaluation measured. Arrays are float64 (lengths int64) and read-only.
+    """Everything that an evaluation measured, in read-only arrays: float64, lengths int64.
 
     Raises:
         ManifestError: If the shapes disagree, a name repeats or a weight is not finite.
@@ -126,6 +132,7 @@ class SweepResult:
     rewards: FloatArray  # [W, N, K] raw, NaN where a reward gave no score
     completions: Texts  # W x N
     lengths: NDArray[np.int64]  # [W, N] completion tokens
+    finished: NDArray[np.bool_] | None = None  # [W, N] ended by itself rather than at the limit
     kl: FloatArray | None = None  # [W, N] nats
     held_out: HeldOut | None = None
     baseline: Baseline | None = None
@@ -140,6 +147,7 @@ class SweepResult:
     def __post_init__(self) -> None:
         _freeze_fields(self, "weights", "rewards", "kl", "reference_point")
         _freeze_fields(self, "lengths", dtype=np.int64)
+        _freeze_fields(self, "finished", dtype=np.bool_)
         _check_shapes(self)
 
     @property
@@ -290,6 +298,8 @@ def _check_shapes(result: SweepResult) -> None:
 
 
 def _check_optional(result: SweepResult, W: int, N: int, K: int) -> None:
+    if result.finished is not None:
+        _check_array("finished", result.finished, (W, N))
     if result.kl is not None:
         _check_array("kl", result.kl, (W, N))
     if result.held_out is not None:
@@ -304,6 +314,8 @@ def _check_baseline(baseline: Baseline, W: int, N: int, K: int) -> None:
     _check_texts("baseline.completions", baseline.completions, (W, N))
     if baseline.lengths is not None:
         _check_array("baseline.lengths", baseline.lengths, (W, N))
+    if baseline.finished is not None:
+        _check_array("baseline.finished", baseline.finished, (W, N))
     if baseline.held_out_rewards is not None:
         shape = (W, N, baseline.held_out_rewards.shape[-1])
         _check_array("baseline.held_out_rewards", baseline.held_out_rewards, shape)
@@ -347,11 +359,12 @@ def _jsonable(value: Any) -> Any:
 
 def _parse(content: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments from parsed JSON of this schema and version."""
-    fields: dict[str, Any] = {key: content[key] for key in _KEYS}
+    fields: dict[str, Any] = {key: content.get(key) for key in _KEYS}
     fields |= {key: _strings(content[key]) for key in ("objectives", "prompts", "warnings")}
     fields["seeds"] = tuple(int(seed) for seed in content["seeds"])
     fields |= {key: _floats(content[key]) for key in ("weights", "rewards", "reference_point")}
     fields["lengths"] = np.array(content["lengths"], dtype=np.int64)
+    fields["finished"] = _booleans(content.get("finished"))
     fields["kl"] = None if content["kl"] is None else _floats(content["kl"])
     fields["completions"] = tuple(_strings(row) for row in content["completions"])
     fields["held_out"] = _parse_held_out(content["held_out"])
@@ -379,6 +392,7 @@ def _parse_baseline(content: Mapping[str, Any] | None) -> Baseline | None:
         completions=tuple(_strings(row) for row in content["completions"]),
         lengths=content.get("lengths"),
         held_out_rewards=content.get("held_out_rewards"),
+        finished=_booleans(content.get("finished")),
     )
 
 
@@ -391,6 +405,14 @@ def _parse_normalization(content: Mapping[str, Any]) -> Normalization:
 def _floats(values: Any) -> FloatArray:
     """A float64 array; numpy reads None as NaN and refuses ragged lists."""
     return np.array(values, dtype=np.float64)
+
+
+def _booleans(rows: Any) -> NDArray[np.bool_] | None:
+    if rows is None:
+        return None
+    if not all(isinstance(value, bool) for row in rows for value in row):
+        raise TypeError(f"expected lists of true and false, got {str(rows)[:60]!r}")
+    return np.array(rows, dtype=np.bool_)
 
 
 def _strings(values: Any) -> tuple[str, ...]:
@@ -421,7 +443,7 @@ def _check_schema(content: Any, origin: str) -> None:
         )
     if version != VERSION or isinstance(version, bool):
         _refuse(origin, f"results version {version!r} is not supported (expected {VERSION})")
-    missing = [key for key in _KEYS if key not in content]
+    missing = [key for key in _KEYS if key not in content and key not in _LATER_KEYS]
     if missing:
         _refuse(origin, f"missing {', '.join(missing)}")
 

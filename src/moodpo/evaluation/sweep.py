@@ -9,14 +9,16 @@ prompt is what was asked, not the luck of the draw. Shapes: W weights, N prompts
 A policy is anything with
 
 - `objectives`: K names;
-- `sample(prompts, weights, *, seeds, sampling) -> list[str]`: one text per prompt under the
-  weights `[n, K]` (float32 tensor); a row may depend only on its own prompt, weights and seed;
+- `sample(prompts, weights, *, seeds, sampling) -> list[Answer]`: one `records.Answer` per prompt
+  under the weights `[n, K]` (float32 tensor); a row may depend only on its own prompt, weights and
+  seed. Plain texts will do: then nobody knows which answers were cut, and lengths are counted;
 
 and may have
 
-- `count_tokens(texts) -> list[int]`: completion lengths (words are counted otherwise);
-- `kl_to_reference(prompts, weights, completions, *, sampling) -> list[float] | None`: KL per
-  sequence in nats of what was sampled so, None where there is no reference;
+- `count_tokens(texts) -> list[int]`: lengths of answers that came as plain texts (words are counted
+  otherwise); those of an `Answer` are how many tokens were sampled, the end of the sequence too;
+- `kl_to_reference(prompts, weights, answers, *, sampling) -> list[float] | None`: KL per sequence
+  in nats of what `sample` answered (and as it answered: texts or `Answer`s); None where unknown;
 - `describe() -> dict`: what identifies it (`name`, `path`, `kind`, `lineage`);
 - `signed`: the names of the objectives whose weight may be negative.
 """
@@ -44,7 +46,7 @@ from moodpo.evaluation.front import (
     normalize_points,
     reward_statistics,
 )
-from moodpo.evaluation.journal import Answer, SweepJournal, fingerprint
+from moodpo.evaluation.journal import ScoredAnswer, SweepJournal, fingerprint
 from moodpo.evaluation.results import (
     Baseline,
     FloatArray,
@@ -55,7 +57,7 @@ from moodpo.evaluation.results import (
     mean_over_prompts,
 )
 from moodpo.evaluation.weights import check_weights, default_weights, load_weights_file
-from moodpo.records import Prompt, prompt_text
+from moodpo.records import Answer, Prompt, prompt_text
 
 if TYPE_CHECKING:
     import os
@@ -97,8 +99,8 @@ class Policy(Protocol):
         *,
         seeds: Sequence[int],
         sampling: SamplingConfig,
-    ) -> Sequence[str]:
-        """One completion per prompt under its row of the weights `[n, K]`."""
+    ) -> Sequence[Answer | str]:
+        """One answer per prompt under its row of the weights `[n, K]`."""
 
 
 class Panel(Protocol):
@@ -203,7 +205,8 @@ def sweep(
         RewardSpecError: If the panel's names are not the policy's objectives.
         ConfigError: If a sweep is to be resumable but nothing identifies the policy, if the seed
             is negative, or if the base model has other objectives.
-        GenerationError: If the policy answers another number of texts than it was asked for.
+        GenerationError: If the policy answers another number of texts than it was asked for, or
+            something else.
         RewardError: If a reward is infinite or has the wrong shape.
     """
     objectives = tuple(policy.objectives)
@@ -317,7 +320,9 @@ def _run(
             )
 
 
-def _answer_rows(task: _Task, policy: Policy, phase: str, rows: Sequence[int]) -> list[Answer]:
+def _answer_rows(
+    task: _Task, policy: Policy, phase: str, rows: Sequence[int]
+) -> list[ScoredAnswer]:
     """One chunk: sample, count, score."""
     import torch
 
@@ -327,23 +332,22 @@ def _answer_rows(task: _Task, policy: Policy, phase: str, rows: Sequence[int]) -
     weights = torch.tensor(task.weights[[row % W for row in rows]], dtype=torch.float32)
     seeds = [task.seeds[n] for n in places]
     with _timed(task, f"{phase}/generate"):
-        texts = list(policy.sample(prompts, weights, seeds=seeds, sampling=task.sampling))
-    if len(texts) != len(rows):
-        raise GenerationError(
-            f"{type(policy).__name__}.sample answered {len(texts)} texts for {len(rows)} prompts. "
-            "It must return one text per prompt."
-        )
+        said = list(policy.sample(prompts, weights, seeds=seeds, sampling=task.sampling))
+    answers = _as_answers(policy, said, len(rows))
+    texts = [answer.text for answer in answers]
     with _timed(task, f"{phase}/score"):
         columns = {name: [values[n] for n in places] for name, values in task.columns.items()}
         rewards = _score(task.panel, task.objectives, prompts, texts, columns)
         held_out = _score(task.held_out, None, prompts, texts, columns)
-    lengths = _token_counts(policy, texts)
-    kl = _kl_to_reference(policy, prompts, weights, texts, task.sampling)
+    lengths = _lengths(policy, answers)
+    kl = _kl_to_reference(policy, prompts, weights, said, task.sampling)
     return [
-        Answer(
+        ScoredAnswer(
             phase=phase,
             row=row,
             completion=texts[i],
+            token_ids=answers[i].token_ids,
+            finished=answers[i].finished,
             length=lengths[i],
             rewards=rewards[i].tolist(),
             held_out=held_out[i].tolist(),
@@ -377,21 +381,40 @@ def _score(
     return ordered
 
 
-def _token_counts(policy: Policy, texts: Sequence[str]) -> list[int]:
+def _as_answers(policy: Policy, said: Sequence[Answer | str], count: int) -> list[Answer]:
+    """What a policy said, as one record per row; a plain text is an answer of unknown tokens."""
+    if len(said) != count:
+        raise GenerationError(
+            f"{type(policy).__name__}.sample answered {len(said)} texts for {count} prompts. "
+            "It must return one answer per prompt."
+        )
+    answers = [Answer(each) if isinstance(each, str) else each for each in said]
+    if odd := [each for each in answers if not isinstance(each, Answer)]:
+        raise GenerationError(
+            f"{type(policy).__name__}.sample answered {odd[0]!r:.60}, which is neither a text nor "
+            "a moodpo.records.Answer. It must return one of them per prompt."
+        )
+    return answers
+
+
+def _lengths(policy: Policy, answers: Sequence[Answer]) -> list[int]:
+    """How many tokens were sampled; of answers that are texts alone, what the policy counts."""
+    texts = [answer.text for answer in answers if answer.token_ids is None]
     count = getattr(policy, "count_tokens", None)
-    return [int(n) for n in count(texts)] if count else [len(text.split()) for text in texts]
+    counted = iter(count(texts) if count and texts else [len(text.split()) for text in texts])
+    return [int(next(counted)) if a.token_ids is None else len(a.token_ids) for a in answers]
 
 
 def _kl_to_reference(
     policy: Policy,
     prompts: Sequence[Prompt],
     weights: Tensor,
-    texts: Sequence[str],
+    said: Sequence[Answer | str],
     sampling: SamplingConfig,
 ) -> Sequence[float | None]:
     estimate = getattr(policy, "kl_to_reference", None)
-    values = None if estimate is None else estimate(prompts, weights, texts, sampling=sampling)
-    return [None] * len(texts) if values is None else [float(value) for value in values]
+    values = None if estimate is None else estimate(prompts, weights, said, sampling=sampling)
+    return [None] * len(said) if values is None else [float(value) for value in values]
 
 
 def _assemble(
@@ -420,6 +443,7 @@ def _assemble(
         rewards=ours.rewards,
         completions=ours.completions,
         lengths=ours.lengths,
+        finished=ours.finished,
         kl=ours.kl,
         held_out=_held_out(task, ours),
         baseline=_baseline(task, theirs, identities),
@@ -439,6 +463,7 @@ class _Phase:
     held_out: FloatArray  # [W, N, H]
     completions: Texts  # W x N
     lengths: NDArray[np.int64]  # [W, N]
+    finished: NDArray[np.bool_] | None  # [W, N]
     kl: FloatArray | None  # [W, N]
 
     @classmethod
@@ -447,12 +472,15 @@ class _Phase:
         table = [
             [journal.answers[phase, n * W + w] for n in range(len(task.prompts))] for w in range(W)
         ]
+        finished = [[a.finished for a in row] for row in table]
+        known = all(each is not None for row in finished for each in row)
         kl = [[math.nan if a.kl is None else a.kl for a in row] for row in table]
         return cls(
             rewards=np.array([[a.rewards for a in row] for row in table], dtype=np.float64),
             held_out=np.array([[a.held_out for a in row] for row in table], dtype=np.float64),
             completions=tuple(tuple(a.completion for a in row) for row in table),
             lengths=np.array([[a.length for a in row] for row in table]),
+            finished=np.array(finished, dtype=np.bool_) if known else None,
             kl=None if np.isnan(kl).all() else np.array(kl),
         )
 
@@ -488,6 +516,7 @@ def _baseline(
         rewards=theirs.rewards,
         completions=theirs.completions,
         lengths=theirs.lengths,
+        finished=theirs.finished,
         held_out_rewards=None if task.held_out is None else theirs.held_out,
     )
 

@@ -55,6 +55,7 @@ STEERING_MEASURES = {
 }
 GUARD_MEASURES = {
     "length": "tokens",
+    "truncated_rate": "cut",
     "distinct_2": "distinct\u20112",  # the hyphen does not break
     "duplicate_rate": "duplicates",
     "empty_rate": "empty",

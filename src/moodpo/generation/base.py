@@ -70,6 +70,7 @@ class Completion:
 
     token_ids: TokenIds  # the end-of-sequence token included when finished, never padding
     finished: bool  # ended by itself rather than at a length limit
+    logps: tuple[float, ...] | None = None  # of each token in nats, where the backend gives them
 
 
 @runtime_checkable

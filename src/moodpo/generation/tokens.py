@@ -1,4 +1,4 @@
-"""What a backend must know of a policy's tokens: which end a completion, which pad, how to count.
+"""Between tokens and text: which tokens end a completion, which pad, how they read, how many.
 
 Knows nothing of sampling. Shapes: N texts.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from moodpo.generation.base import Completion
+from moodpo.records import Answer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["count_tokens", "end_token_ids", "padding_token_id"]
+__all__ = ["count_tokens", "end_token_ids", "padding_token_id", "read_answer"]
 
 
 def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -34,8 +37,19 @@ def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
+def read_answer(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> Answer:
+    """A sampled completion with its text; special tokens are not in the text.
+
+    Args:
+        tokenizer: The policy's.
+        completion: From a backend.
+    """
+    text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    return Answer(text, completion.token_ids, completion.finished, completion.logps)
+
+
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """Tokens of each of N texts, special tokens not counted."""
+    """Tokens of each of N texts whose own are not known, special tokens not counted."""
     if not texts:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)

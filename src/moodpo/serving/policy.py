@@ -25,10 +25,15 @@ from moodpo.core.logps import collate_sequences, completion_logps, head_is_linea
 from moodpo.errors import ConfigError, ManifestError, WeightsError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import count_tokens, end_token_ids, padding_token_id
+from moodpo.generation.tokens import (
+    count_tokens,
+    end_token_ids,
+    padding_token_id,
+    read_answer,
+)
 from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
 from moodpo.preferences import validate_bounds, validate_weights
-from moodpo.records import Prompt, prompt_text
+from moodpo.records import Answer, Prompt, TokenIds, prompt_text
 from moodpo.serving.files import PolicyFiles, find_policy, locate_base
 from moodpo.training.rollout import derive_seed
 
@@ -208,12 +213,13 @@ class SteerablePolicy:
         asked = _as_prompts(prompts)
         rows = self._rows(objective_weights, len(asked))
         changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        return policy.sample(
+        answers = policy.sample(
             asked,
             torch.tensor(rows, dtype=torch.float64).reshape(len(asked), len(self.objectives)),
             seeds=[derive_seed(seed, "answer", _key(prompt)) for prompt in asked],
             sampling=self.sampling_with(**changes),
         )
+        return [answer.text for answer in answers]
 
     def sampling_with(self, **changes: float | None) -> SamplingConfig:
         """How this policy samples, with some settings changed; None changes nothing."""
@@ -226,7 +232,7 @@ class SteerablePolicy:
         *,
         seeds: Sequence[int],
         sampling: SamplingConfig,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """One answer per prompt, for sweeps.
 
         Args:
@@ -236,7 +242,7 @@ class SteerablePolicy:
             sampling: How completions are sampled.
 
         Returns:
-            N texts.
+            N answers, with the tokens that were sampled.
         """
         ids = [
             self.conditioner.encode(self.tokenizer, prompt, row, self._bounds)
@@ -246,42 +252,48 @@ class SteerablePolicy:
             completions = self.generator.generate(
                 ids, sampling=sampling, num_completions=1, seeds=seeds
             )
-        return [
-            self.tokenizer.decode(c.token_ids, skip_special_tokens=True) for (c,) in completions
-        ]
+        return [read_answer(self.tokenizer, completion) for (completion,) in completions]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special tokens not counted."""
+        """Tokens of texts whose own are not known, special tokens not counted."""
         return count_tokens(self.tokenizer, texts)
 
     def kl_to_reference(
         self,
         prompts: Sequence[Prompt],
         weights: Tensor,
-        completions: Sequence[str],
+        answers: Sequence[Answer | str],
         *,
         sampling: SamplingConfig | None = None,
     ) -> list[float] | None:
         """How far each answer is from the model before training, under the same instruction.
 
         The one-sample estimate `log π(y|x,w) - log π_ref(y|x,w)` of the KL divergence per
-        sequence; single values may be negative, their mean over samples is not, up to noise. Both
-        are log-probabilities at the sampling temperature (at 1 of greedy answers).
+        sequence, over the tokens that were sampled: where an answer ended by itself, the token
+        that ended it counts, also in an answer without any text. Single values may be negative,
+        their mean over samples is not, up to noise. Both are log-probabilities at the sampling
+        temperature (at 1 of greedy answers), without top_k, top_p or min_new_tokens: what
+        training logs as `kl`.
 
         Args:
             prompts: N raw prompts.
             weights: `[N, K]` on the simplex.
-            completions: N texts, sampled from this policy.
+            answers: N answers of `sample`.
             sampling: How they were sampled; as in training when None.
 
         Returns:
-            N values in nats; None where the model before training is not known.
+            N values in nats; None where the model before training is not known, or the tokens of
+            an answer are not: a text alone does not say how it ended.
         """
         if not hasattr(self.model, "disable_adapter") and self._base is None:
             return None
+        sampled = [None if isinstance(answer, str) else answer.token_ids for answer in answers]
+        token_ids = [ids for ids in sampled if ids is not None]
+        if len(token_ids) < len(answers):
+            return None
         temperature = (sampling or self.sampling).temperature or 1.0
         ours, theirs = (
-            policy._logps(prompts, weights, completions, temperature)
+            policy._logps(prompts, weights, token_ids, temperature)
             for policy in (self, self._reference)
         )
         return (ours - theirs).tolist()
@@ -290,15 +302,13 @@ class SteerablePolicy:
         self,
         prompts: Sequence[Prompt],
         weights: Tensor,
-        completions: Sequence[str],
+        completions: Sequence[TokenIds],
         temperature: float,
     ) -> Tensor:
-        """Log-probabilities `[N]` of texts in nats; 0 for an empty one."""
-        texts = self.tokenizer(
-            list(completions), add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
+        """Log-probabilities `[N]` of completions in nats; 0 of one without any token."""
         result = torch.zeros(len(completions))
-        rows = sorted((i for i, ids in enumerate(texts) if ids), key=lambda i: len(texts[i]))
+        lengths = [len(ids) for ids in completions]
+        rows = sorted((i for i, length in enumerate(lengths) if length), key=lengths.__getitem__)
         device = next(self.model.parameters()).device
         pad = self.generator.pad_token_id
         for start in range(0, len(rows), LOGP_ROWS):
@@ -309,9 +319,7 @@ class SteerablePolicy:
                 )
                 for i in some
             ]
-            batch = collate_sequences(
-                conditioned, [tuple(texts[i]) for i in some], pad_token_id=pad
-            )
+            batch = collate_sequences(conditioned, [completions[i] for i in some], pad_token_id=pad)
             with self._around(), torch.no_grad():
                 scored = completion_logps(
                     self.model,
@@ -420,12 +428,12 @@ class _WithoutAdapter(SteerablePolicy):
         self,
         prompts: Sequence[Prompt],
         weights: Tensor,
-        completions: Sequence[str],
+        answers: Sequence[Answer | str],
         *,
         sampling: SamplingConfig | None = None,
     ) -> list[float] | None:
         """Zero: it is the reference."""
-        return [0.0] * len(completions)
+        return [0.0] * len(answers)
 
     @contextmanager
     def _disabled(self) -> Iterator[None]:

@@ -256,7 +256,9 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
 
     # Observation
     log_completions: int = _setting(
-        "logs", 8, "Sample completions in each log's table; 0 writes none."
+        "logs",
+        8,
+        "Rows of each log's table of completions, one per prompt and weight vector; 0 writes none.",
     )
 
     rooms: ClassVar[tuple[str, ...]] = ("rollout", "weights", "rewards", "loss", "logs")

@@ -17,8 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from moodpo.core.pairing import Pairing
-from moodpo.records import RolloutBatch, prompt_text
+from moodpo.records import PairBatch, RolloutBatch, prompt_text
 
 __all__ = [
     "InterruptCallback",
@@ -93,20 +92,44 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def sample_rows(
-    rollout: RolloutBatch, pairing: Pairing, objectives: Sequence[str], *, step: int, limit: int
+    rollout: RolloutBatch, pairs: PairBatch, objectives: Sequence[str], *, step: int, limit: int
 ) -> list[Row]:
-    """The first prompts of a rollout as table rows: weights, both completions, rewards, choice."""
+    """The first rows of a rollout for a table: weights, completions, rewards, what is trained.
+
+    Args:
+        rollout: B prompts under M weight vectors each.
+        pairs: What is trained of them.
+        objectives: K names.
+        step: The global step.
+        limit: How many rows at most; the M rows of a prompt stand next to each other.
+
+    Returns:
+        One row per prompt and weight vector that it was sampled under. It holds all completions
+        of the prompt, for all compete under each of its weights (`sampled` are the numbers of
+        those that were sampled under the row's own), and the numbers of the `chosen` and the
+        `rejected` one: None where no pair is trained under these weights.
+    """
+    M, size = rollout.weights_per_prompt, rollout.rewards.shape[1]
+    trained = {
+        (prompt, labeling): tuple(candidates)
+        for prompt, labeling, candidates in zip(
+            pairs.rows.tolist(), pairs.labelings.tolist(), pairs.candidates.tolist(), strict=True
+        )
+    }
     rows: list[Row] = []
     for i in range(min(limit, len(rollout))):
+        prompt, labeling = divmod(i, M)
         row: Row = {"step": step, "prompt": prompt_text(rollout.prompts[i])}
         row |= {f"weight/{n}": round(w, 3) for n, w in _named(objectives, rollout.weights[i])}
-        for j, completion in enumerate(rollout.completions[i]):
-            row[f"completion_{j}"] = completion
+        for j in range(M * size):
+            place = prompt * M + j // size, j % size
+            row[f"completion_{j}"] = rollout.completions[place[0]][place[1]]
             row |= {
                 f"{n}_{j}": round(r, 4) if r == r else None
-                for n, r in _named(objectives, rollout.rewards[i, j])
+                for n, r in _named(objectives, rollout.rewards[place])
             }
-        row["chosen"] = int(pairing.chosen[i]) if bool(pairing.active[i]) else None
+        row["sampled"] = ", ".join(str(labeling * size + j) for j in range(size))
+        row["chosen"], row["rejected"] = trained.get((prompt, labeling), (None, None))
         rows.append(row)
     return rows
 

@@ -178,6 +178,7 @@ def build_pairs(
         utilities=utilities[rows[:, None], indices[:, None], candidates],
         votes=votes[indices, rows],
         rows=rows,
+        labelings=indices,
         candidates=candidates,
         relabeled=~own,
     ), _statistics(pairings)

@@ -39,7 +39,7 @@ from moodpo.core.logps import (
     head_is_linear,
 )
 from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
-from moodpo.core.pairing import gap_threshold, pair_completions
+from moodpo.core.pairing import gap_threshold
 from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
 from moodpo.generation.base import Generator, SamplingConfig
 from moodpo.generation.hf import HFGenerator
@@ -60,8 +60,6 @@ from moodpo.training.pairs import (
     PairStatistics,
     bounds_kept,
     build_pairs,
-    identities,
-    label_utilities,
 )
 from moodpo.training.reference import make_reference
 from moodpo.training.rollout import RolloutCollector, derive_seed
@@ -669,7 +667,13 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         metrics.add("completions/truncated", truncated, len(lengths))
         self._record_time(mode, sum(lengths))
         if self.args.log_completions and not self._samples:
-            self._samples = self._sample_rows(rollout)
+            self._samples = sample_rows(
+                rollout,
+                pairs,
+                self.objectives,
+                step=self.state.global_step,
+                limit=self.args.log_completions,
+            )
 
     def _record_time(self, mode: str, tokens: int) -> None:
         # Seconds are of everything since the last rollout: its generation, and the training of
@@ -679,23 +683,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             self._metrics[mode].add(f"time/{phase}", seconds.get(phase, 0.0))
         total = sum(seconds.values())
         self._metrics[mode].add("tokens_per_second", tokens, total)
-
-    def _sample_rows(self, rollout: RolloutBatch) -> list[dict[str, Any]]:
-        utilities = label_utilities(
-            rollout.rewards,
-            rollout.weights.unsqueeze(1),
-            normalizer=self.normalizer,
-            scalarization=self.args.scalarization,
-            bounds=rollout.row_bounds(),
-        ).squeeze(1)
-        pairing = pair_completions(utilities, identities=identities(rollout.completion_ids))
-        return sample_rows(
-            rollout,
-            pairing,
-            self.objectives,
-            step=self.state.global_step,
-            limit=self.args.log_completions,
-        )
 
     def _show_phase(self, phase: str) -> None:
         for callback in self.callback_handler.callbacks:
