@@ -270,10 +270,10 @@ class SteerablePolicy:
 
         The one-sample estimate `log π(y|x,w) - log π_ref(y|x,w)` of the KL divergence per
         sequence, over the tokens that were sampled: where an answer ended by itself, the token
-        that ended it counts, also in an answer without any text. Single values may be negative,
-        their mean over samples is not, up to noise. Both are log-probabilities at the sampling
-        temperature (at 1 of greedy answers), without top_k, top_p or min_new_tokens: what
-        training logs as `kl`.
+        that ended it counts, also in an answer without any text. Both are log-probabilities at the
+        sampling temperature (at 1 of greedy answers), as in what training logs as `kl`; top_k,
+        top_p and min_new_tokens are not in them. Single values may be negative; their mean over
+        samples is not, up to noise, where none of these three restricts what is sampled.
 
         Args:
             prompts: N raw prompts.
