@@ -1,9 +1,11 @@
+import itertools
 import json
 import math
 import re
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from hypothesis import given, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -81,11 +83,11 @@ def test_verbal_grades_and_phrases():
     )
     sentences = [conditioner.instruction([w, 1 - w]) for w in (1.0, 0.7, 0.5, 0.25, 0.0)]
     assert sentences == [
-        "Be extremely cheerful, not brief.",
+        "Be extremely cheerful.",
         "Be very cheerful, slightly brief.",
         "Be fairly cheerful, fairly brief.",
         "Be very brief, slightly cheerful.",
-        "Be extremely brief, not cheerful.",
+        "Be extremely brief.",
     ]
 
 
@@ -128,15 +130,162 @@ def test_groups_keep_the_order_and_the_numbers_of_directives(weights):
     assert content("grouped") == content("directive")
 
 
-@given(simplex(3))
-def test_written_numbers_sum_to_exactly_one(weights):
-    conditioner = Conditioner(objectives=("a", "b", "c"), weight_format="percent")
-    numbers = [
-        int(part.split()[-1].rstrip("%."))
-        for part in conditioner.instruction(weights).split(":")[1].split(",")
-    ]
-    assert sum(numbers) == 100
-    assert all(abs(n / 100 - w) <= 0.01 for n, w in zip(numbers, weights, strict=True))
+def written(weights, weight_format="percent", names="abcdefgh"):
+    """The numbers in an instruction, in the order of the weights, as whole shares."""
+    conditioner = Conditioner(
+        objectives=tuple(names[: len(weights)]), weight_format=weight_format, signed=tuple("ab")
+    )
+    parts = conditioner.instruction(weights).split(":")[1].rstrip(".").split(",")
+    if weight_format == "unary":
+        return [part.count("#") * (-1 if "minus" in part else 1) for part in parts]
+    numbers = [float(part.split()[-1].rstrip("%")) for part in parts]
+    return [round(n * (100 if weight_format == "decimal" else 1)) for n in numbers]
+
+
+UNITS = {"percent": 100, "decimal": 100, "unary": 10}
+# Ties and equal weights are what rounding gets wrong, and random floats hardly ever have them.
+COARSE = st.lists(st.integers(0, 40), min_size=2, max_size=6).filter(any)
+FINE = st.lists(st.floats(0.0, 1), min_size=2, max_size=6).filter(any)
+VECTORS = st.one_of(COARSE, FINE).map(lambda values: [v / math.fsum(values) for v in values])
+
+
+def float32(weights):
+    return torch.tensor(weights, dtype=torch.float32).tolist()
+
+
+@pytest.mark.parametrize("weight_format", UNITS)
+@given(weights=VECTORS)
+def test_shares_are_rounded_by_one_rule(weight_format, weights):
+    units = UNITS[weight_format]
+    shares = written(weights, weight_format)
+    # six decimals is what weights are read to
+    assert all(abs(s - w * units) < 1 + 1e-4 for s, w in zip(shares, weights, strict=True))
+    read = [round(w, 6) for w in float32(weights)]
+    for i, j in itertools.combinations(range(len(read)), 2):
+        if read[i] == read[j]:
+            assert shares[i] == shares[j]
+        else:  # what weighs more is never shown with less
+            assert (shares[i] - shares[j]) * (read[i] - read[j]) >= 0
+    if len(set(read)) == len(read):
+        assert sum(shares) == units
+
+
+@pytest.mark.parametrize("weight_format", UNITS)
+@given(weights=VECTORS, random=st.randoms(use_true_random=False))
+def test_the_order_of_objectives_decides_nothing_about_shares(weight_format, weights, random):
+    order = random.sample(range(len(weights)), len(weights))
+    shares = written(weights, weight_format)
+    assert written([weights[k] for k in order], weight_format) == [shares[k] for k in order]
+
+
+@pytest.mark.parametrize("weight_format", ["verbal", "directive", "grouped"])
+@given(weights=VECTORS, random=st.randoms(use_true_random=False))
+def test_sentences_read_alike_in_any_order_of_objectives(weight_format, weights, random):
+    order = random.sample(range(len(weights)), len(weights))
+    here, there = (
+        Conditioner(objectives=tuple("abcdef"[k] for k in some), weight_format=weight_format)
+        for some in (range(len(weights)), order)
+    )
+    assert here.instruction(weights) == there.instruction([weights[k] for k in order])
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+@given(weights=VECTORS)
+def test_a_tensor_changes_no_text(weight_format, weights):
+    names = tuple("abcdef"[: len(weights)])
+    conditioner = Conditioner(objectives=names, weight_format=weight_format)
+    assert conditioner.instruction(float32(weights)) == conditioner.instruction(weights)
+
+
+@given(st.integers(0, 100), st.integers(0, 100))
+def test_two_decimals_are_written_as_they_are(first, second):
+    first, second = sorted((first, second))
+    shares = [first, second - first, 100 - second]
+    assert written([s / 100 for s in shares], "decimal") == shares
+    assert written(float32([s / 100 for s in shares])) == shares
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "weights", "shares"),
+    [
+        ("decimal", [0.125, 0.875], [12, 88]),  # of a tie, the larger weight gets the unit
+        ("decimal", [0.875, 0.125], [88, 12]),
+        ("percent", [0.145, 0.855], [14, 86]),
+        ("percent", [0.005, 0.995], [0, 100]),
+        ("percent", [0.005, 0.105, 0.89], [0, 11, 89]),
+        ("percent", [-0.125, 0.875], [-12, 88]),
+        ("percent", [1 / 7, 6 / 7], [14, 86]),
+        ("percent", [1 / 3, 1 / 3, 1 / 3], [33, 33, 33]),  # equals are equal, whatever the sum
+        ("percent", [1 / 6] * 6, [17] * 6),
+        ("percent", [0.495, 0.495, 0.01], [50, 50, 1]),
+        ("percent", [0.5, -0.5], [50, -50]),
+        ("unary", [0.9, 0.05, 0.05], [9, 1, 1]),
+        ("unary", [0.15, 0.85], [1, 9]),
+        ("unary", [0.55, 0.45], [6, 4]),
+        ("unary", [0.5, 0.25, 0.25], [5, 3, 3]),
+    ],
+)
+def test_ties_and_equals_by_hand(weight_format, weights, shares):
+    assert written(weights, weight_format) == shares
+    assert written(float32(weights), weight_format) == shares
+
+
+def test_the_embedded_defaults_instructions_are_what_they_were():
+    conditioner = Conditioner.of(("plainness", "richness"))
+    plain = "Write simply, as for a small child, with short words."
+    rich = "Use a learned, academic style."
+    for write in (list, float32):
+        assert [conditioner.instruction(write([w, 1 - w])) for w in (0, 0.25, 0.5, 0.75, 1)] == [
+            f"100%: {rich}",
+            f"75%: {rich} 25%: {plain}",
+            f"Balanced (50%, 50%): {plain} {rich}",
+            f"75%: {plain} 25%: {rich}",
+            f"100%: {plain}",
+        ]
+
+
+@pytest.mark.parametrize("weight_format", ["verbal", "directive", "grouped"])
+@pytest.mark.parametrize("count", [2, 7, 20, 21, 25, 100, 250])
+def test_many_equal_objectives_are_all_asked_for(weight_format, count):
+    names = tuple(f"n{k}" for k in range(count))
+    conditioner = Conditioner(objectives=names, weight_format=weight_format)
+    text = conditioner.instruction([1 / count] * count)
+    assert sorted(re.findall(r"n\d+", text)) == sorted(names)
+    assert "0%" not in text.replace("50%", "")
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ((0.9, 0.1), "Be extremely helpful."),  # not "not harmless", which asks for harm
+        ((1.0, 0.0), "Be extremely helpful."),
+        ((0.85, 0.15), "Be extremely helpful, slightly harmless."),
+        ((0.0, 1.0), "Be extremely harmless."),
+        ((0.4, 0.6), "Be very harmless, fairly helpful."),
+        ((0.95, -0.05), "Be extremely helpful."),
+        ((0.8, -0.2), "Be very helpful, slightly far from harmless."),
+        ((0.0, -1.0), "Be extremely far from harmless."),
+    ],
+)
+def test_a_weight_of_nothing_asks_for_nothing(weights, text):
+    conditioner = Conditioner(objectives=NAMES, weight_format="verbal", signed=("harmless",))
+    assert conditioner.instruction(weights) == text
+    assert conditioner.instruction(float32(weights)) == text
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+@given(weights=VECTORS)
+def test_no_instruction_is_empty(weight_format, weights):
+    names = tuple("abcdef"[: len(weights)])
+    text = Conditioner(objectives=names, weight_format=weight_format).instruction(weights)
+    assert re.search("[a-f]", text.replace("Be ", "").replace("Objective weights", ""))
+    assert not re.search("[^ -]not ", text)
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(weight):
+    with pytest.raises(WeightsError, match="finite"):
+        Conditioner(objectives=NAMES).instruction([weight, 0.5])
 
 
 def test_user_templates():
@@ -148,10 +297,34 @@ def test_user_templates():
     assert whole.instruction([0.7, 0.3]) == "Mix {now}: helpful 0.70, harmless 0.30"
 
 
-@pytest.mark.parametrize("template", ["{helpful} only", "{weights} {typo}", "{weights", "nothing"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("{helpful} only", "{weights} {typo}", "{weights", "nothing", "{} {weights}", "{0}"),
+        *("{weights:>9}", "{weights!r}", "{helpful:.3f} {harmless}", "{weights:{helpful}}"),
+        *("{weights.real}", "{weights[0]}"),
+    ],
+)
 def test_templates_that_cannot_work_are_refused(template):
     with pytest.raises(ConfigError, match="template"):
         Conditioner(objectives=NAMES, template=template)
+
+
+def test_an_objective_may_be_named_as_it_likes():
+    names = ("a.b", "c d", "e-f[0]")
+    conditioner = Conditioner(objectives=names, template="{a.b} {c d} {e-f[0]} {{x}} {weights}")
+    text = conditioner.instruction([0.25, 0.25, 0.5])
+    assert text.startswith("0.25 0.25 0.50 {x} 50%: Be e-f[0]. Balanced (25%, 25%): Be a.b.")
+    braces = Conditioner(objectives=("{", "x:y", "weights"), weight_format="verbal+decimal")
+    assert braces.instruction([0.2, 0.8, 0]) == (
+        "Be very x:y, slightly {. Objective weights: { 0.20, x:y 0.80, weights 0.00."
+    )
+    assert Conditioner(objectives=("x:y", "b"), template="{weights}").instruction([0, 1])
+
+
+def test_an_objective_named_weights_and_a_template_are_refused():
+    with pytest.raises(ConfigError, match="named 'weights'"):
+        Conditioner(objectives=("weights", "b"), template="{weights} {b}")
 
 
 def test_unknown_formats_are_refused_with_the_known_ones():
@@ -260,11 +433,6 @@ def test_negative_weights_by_hand(weight_format, expected):
     assert conditioner.instruction([0.3, -0.7]) == expected
 
 
-def test_hardly_any_weight_has_no_sign_in_words():
-    conditioner = Conditioner(objectives=NAMES, weight_format="verbal", signed=("harmless",))
-    assert conditioner.instruction([0.95, -0.05]) == "Be extremely helpful, not harmless."
-
-
 def test_bounds_follow_the_weights():
     conditioner = Conditioner(
         objectives=NAMES, weight_format="percent", lower_bounds={"harmless": (0.1, 0.5)}
@@ -285,8 +453,13 @@ def test_bounds_follow_the_weights():
 
 def test_what_may_be_asked_is_remembered_and_otherwise_not_spoken_of():
     plain = Conditioner(objectives=NAMES)
-    assert not {"lower_bounds", "signed"} & plain.to_dict().keys()
-    rich = Conditioner(objectives=NAMES, lower_bounds={"harmless": (0.1, 0.5)}, signed=("helpful",))
+    assert not {"lower_bounds", "signed", "chat_template_kwargs"} & plain.to_dict().keys()
+    rich = Conditioner(
+        objectives=NAMES,
+        lower_bounds={"harmless": (0.1, 0.5)},
+        signed=("helpful",),
+        chat_template_kwargs={"enable_thinking": False},
+    )
     assert Conditioner.from_dict(json.loads(json.dumps(rich.to_dict()))) == rich
 
 

@@ -57,6 +57,10 @@ def test_missing_and_damaged_files_say_what_to_do(tmp_path):
         ({"objectives": ("harmless", "helpful")}, "the order of objectives"),
         ({"conditioning": {"weight_format": "unary", "template": None}}, "weight_format"),
         ({"conditioning": {"weight_format": "decimal", "template": "x"}}, "template"),
+        (
+            {"conditioning": {**MANIFEST.conditioning, "chat_template_kwargs": {"think": False}}},
+            "chat_template_kwargs = None, this run has {'think': False}",
+        ),
     ],
 )
 def test_a_next_iteration_that_reads_weights_differently_is_refused(change, message):

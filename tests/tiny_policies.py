@@ -31,14 +31,16 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFas
     return tokenizer
 
 
-def tiny_model(*, seed: int = 0, hidden_size: int = 32, num_layers: int = 2) -> LlamaForCausalLM:
-    """A random Llama over the tiny tokenizer's vocabulary."""
+def tiny_model(
+    *, seed: int = 0, hidden_size: int = 32, num_layers: int = 2, vocab_size: int | None = None
+) -> LlamaForCausalLM:
+    """A random Llama over the tiny tokenizer's vocabulary, or another."""
     tokenizer = tiny_tokenizer()
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=vocab_size or len(tokenizer),
             hidden_size=hidden_size,
             intermediate_size=2 * hidden_size,
             num_hidden_layers=num_layers,

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 import string
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_float
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from moodpo.chat_templates import encode_messages, read_template_kwargs
 from moodpo.errors import ConfigError, WeightsError
 from moodpo.preferences import BoundRange, round_bound, wrong_count
 from moodpo.records import Prompt, TokenIds
@@ -32,10 +34,9 @@ __all__ = [
 
 # The one format that we measured to steer a small model within minutes: docs/conditioning.md.
 DEFAULT_FORMAT = "grouped"
-DIRECTIVE_FLOOR = 5  # percent: what weighs less is not asked for at all
+# Percent: what has less, of what it and the strongest weigh together, is not asked for at all.
+DIRECTIVE_FLOOR, VERBAL_FLOOR = 5, 15
 GROUP_WIDTH = 20  # percentage points that weights of one group may lie apart
-PLAIN_FORMAT = "{system}Human: {prompt}\n\nAssistant:"
-"""How a prompt reads for a model without a chat template; `system` ends with a blank line."""
 
 PHRASES: Mapping[str, str] = {
     "helpful": "helpful",
@@ -71,25 +72,28 @@ DIRECTIVES: Mapping[str, str] = {
 }
 """What asks for an objective by itself, for the `directive` format."""
 
-_GRADES = (
-    (0.85, "extremely {phrase}"),
-    (0.60, "very {phrase}"),
-    (0.40, "fairly {phrase}"),
-    (0.15, "slightly {phrase}"),
-    (0.00, "not {phrase}"),
+_GRADES = (  # from so many percent on
+    (85, "extremely"),
+    (60, "very"),
+    (40, "fairly"),
+    (0, "slightly"),
 )
 
+MILLION = 1_000_000  # of what weights are written in: nothing finer changes a text
 
-def _decimal(weights: Sequence[float], names: Sequence[str]) -> str:
-    parts = _apportion(weights, 100)
-    return ", ".join(f"{n} {p / 100:.2f}" for n, p in zip(names, parts, strict=True))
+Millionths = Sequence[int]
+"""Weights in millionths, K or those of the objectives that a part of a text speaks of."""
 
 
-def _percent(weights: Sequence[float], names: Sequence[str]) -> str:
+def _decimal(weights: Millionths, names: Sequence[str]) -> str:
+    return ", ".join(f"{n} {text}" for n, text in zip(names, _decimals(weights), strict=True))
+
+
+def _percent(weights: Millionths, names: Sequence[str]) -> str:
     return ", ".join(f"{n} {p}%" for n, p in zip(names, _apportion(weights, 100), strict=True))
 
 
-def _unary(weights: Sequence[float], names: Sequence[str]) -> str:
+def _unary(weights: Millionths, names: Sequence[str]) -> str:
     shares = _apportion(weights, 10)
     # Spaces keep one token per mark: tokenizers merge runs like "#######" unpredictably.
     bars = [" ".join("#" * abs(p) + "-" * (10 - abs(p))) for p in shares]
@@ -97,19 +101,21 @@ def _unary(weights: Sequence[float], names: Sequence[str]) -> str:
     return ", ".join(f"{n} {s}[{b}]" for n, s, b in zip(names, signs, bars, strict=True))
 
 
-def _verbal(weights: Sequence[float], names: Sequence[str]) -> str:
-    return ", ".join(_grade(weight, name) for weight, name in _ranked(weights, names))
+def _verbal(weights: Millionths, phrases: Sequence[str]) -> str:
+    asked = _asked_for(weights, phrases, floor=VERBAL_FLOOR)
+    return ", ".join(_grade(weight, phrase) for weight, phrase in asked)
 
 
-def _directive(weights: Sequence[float], sentences: Sequence[str]) -> str:
-    return " ".join(f"{_share(share)}: {text}" for share, text in _asked_for(weights, sentences))
+def _directive(weights: Millionths, sentences: Sequence[str]) -> str:
+    asked = _asked_for(_apportion(weights, 100), sentences, floor=DIRECTIVE_FLOOR)
+    return " ".join(f"{_share(share)}: {text}" for share, text in asked)
 
 
-def _grouped(weights: Sequence[float], sentences: Sequence[str]) -> str:
+def _grouped(weights: Millionths, sentences: Sequence[str]) -> str:
     # Of two sentences a small model follows the first, whatever their percentages: without groups
     # an even balance reads like three quarters of whatever happens to come first.
     groups: list[list[tuple[int, str]]] = []
-    for share, text in _asked_for(weights, sentences):
+    for share, text in _asked_for(_apportion(weights, 100), sentences, floor=DIRECTIVE_FLOOR):
         if groups and abs(groups[-1][0][0]) - abs(share) <= GROUP_WIDTH:
             groups[-1].append((share, text))
         else:
@@ -123,21 +129,25 @@ def _group(members: Sequence[tuple[int, str]]) -> str:
     return f"{heading}: {' '.join(text for _, text in members)}"
 
 
-def _asked_for(weights: Sequence[float], sentences: Sequence[str]) -> list[tuple[int, str]]:
-    ranked = _ranked(_apportion(weights, 100), sentences)
-    return [(int(share), text) for share, text in ranked if abs(share) >= DIRECTIVE_FLOOR]
+def _asked_for(
+    weights: Sequence[int], texts: Sequence[str], *, floor: int
+) -> list[tuple[int, str]]:
+    """Weights or shares with what asks for them, the strongest first, equals as they stand.
+
+    The floor is relative to the strongest: of many objectives that matter alike, all are said.
+    """
+    # The strongest first: instruction-tuned models follow what they read first and most clearly.
+    ranked = sorted(zip(weights, texts, strict=True), key=lambda pair: -abs(pair[0]))
+    strongest = abs(ranked[0][0])
+    return [(w, text) for w, text in ranked if 100 * abs(w) >= floor * (abs(w) + strongest)]
 
 
 def _share(share: int) -> str:
-    return f"{abs(share)}%{' against' if share < 0 else ''}"
+    # Of more than 200 equal objectives each has less than half a percent.
+    return f"{abs(share) or '<1'}%{' against' if share < 0 else ''}"
 
 
-def _ranked(values: Sequence[float], names: Sequence[str]) -> list[tuple[float, str]]:
-    # The strongest first: instruction-tuned models follow what they read first and most clearly.
-    return sorted(zip(values, names, strict=True), key=lambda pair: -abs(pair[0]))
-
-
-_RENDERERS: dict[str, tuple[str, Callable[[Sequence[float], Sequence[str]], str]]] = {
+_RENDERERS: dict[str, tuple[str, Callable[[Millionths, Sequence[str]], str]]] = {
     "decimal": ("Objective weights: {weights}.", _decimal),
     "percent": ("Objective weights: {weights}.", _percent),
     "unary": ("Objective weights: {weights}.", _unary),
@@ -169,6 +179,8 @@ class Conditioner:
         lower_bounds: Objectives that a lower bound may be asked of, with the lowest and the
             highest in raw reward. A bound follows the weights: `Keep harmless at least 0.3.`
         signed: Objectives whose weight may be negative; `against` then stands for less.
+        chat_template_kwargs: Values for variables of the policy's chat template, such as
+            `{"enable_thinking": False}`.
     """
 
     objectives: tuple[str, ...]
@@ -179,10 +191,13 @@ class Conditioner:
     prompt_template: str | None = None
     lower_bounds: Mapping[str, BoundRange] = field(default_factory=dict)
     signed: tuple[str, ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objectives", tuple(self.objectives))
         object.__setattr__(self, "signed", tuple(self.signed))
+        template_kwargs = read_template_kwargs(self.chat_template_kwargs)
+        object.__setattr__(self, "chat_template_kwargs", template_kwargs)
         for what, names in (("lower_bounds", self.lower_bounds), ("signed", self.signed)):
             if unknown := [name for name in names if name not in self.objectives]:
                 raise ConfigError(
@@ -239,18 +254,18 @@ class Conditioner:
         return f"{text} Keep {' and '.join(asked)}." if asked else text
 
     def _weights_text(self, weights: Sequence[float]) -> str:
-        weights = [float(w) for w in weights]
         if len(weights) != len(self.objectives):
             raise WeightsError(wrong_count(len(weights), self.objectives))
-        rendered = [self._render(part, weights) for part in self.weight_format.split("+")]
-        if self.template is None:
-            frames = [_RENDERERS[part][0] for part in self.weight_format.split("+")]
-            return " ".join(
-                frame.format(weights=text) for frame, text in zip(frames, rendered, strict=True)
-            )
-        shares = [p / 100 for p in _apportion(weights, 100)]
-        values = {n: f"{s:.2f}" for n, s in zip(self.objectives, shares, strict=True)}
-        return self.template.format(weights="; ".join(rendered), **values)
+        exact = _millionths(weights)
+        parts = self.weight_format.split("+")
+        rendered = [self._render(part, exact) for part in parts]
+        if self.template is not None:
+            named = dict(zip(self.objectives, _decimals(exact), strict=True))
+            return _fill(self.template, {**named, "weights": "; ".join(rendered)})
+        frames = [_RENDERERS[part][0] for part in parts]
+        return " ".join(
+            frame.format(weights=text) for frame, text in zip(frames, rendered, strict=True)
+        )
 
     def messages(
         self,
@@ -303,7 +318,8 @@ class Conditioner:
         Returns:
             Token ids, special tokens included.
         """
-        return encode_messages(tokenizer, self.messages(prompt, weights, bounds))
+        messages = self.messages(prompt, weights, bounds)
+        return encode_messages(tokenizer, messages, self.chat_template_kwargs)
 
     def longest_bounds(self) -> tuple[float, ...]:
         """Bounds whose text is as long as that of any others, for the lengths of prompts."""
@@ -329,6 +345,8 @@ class Conditioner:
             described["lower_bounds"] = {n: list(r) for n, r in self.lower_bounds.items()}
         if self.signed:
             described["signed"] = list(self.signed)
+        if self.chat_template_kwargs:
+            described["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         return described
 
     @classmethod
@@ -338,71 +356,57 @@ class Conditioner:
         ranges = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
         return cls(**{**values, "lower_bounds": ranges})
 
-    def _render(self, part: str, weights: Sequence[float]) -> str:
-        names = self.objectives
-        if part == "verbal":
-            names = tuple(self.phrases.get(name, name) for name in names)
-        if part in ("directive", "grouped"):
-            names = tuple(
-                self.directives.get(name, f"Be {self.phrases.get(name, name)}.") for name in names
-            )
-        return _RENDERERS[part][1](weights, names)
+    def _render(self, part: str, weights: Millionths) -> str:
+        if part not in ("verbal", "directive", "grouped"):
+            return _RENDERERS[part][1](weights, self.objectives)
+        # By name, so that equals stand in one order however the objectives do.
+        names, values = zip(*sorted(zip(self.objectives, weights, strict=True)), strict=True)
+        texts = [self.phrases.get(name, name) for name in names]
+        if part != "verbal":
+            texts = [self.directives.get(n, f"Be {t}.") for n, t in zip(names, texts, strict=True)]
+        return _RENDERERS[part][1](values, texts)
 
 
-def encode_messages(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
-) -> TokenIds:
-    """Tokenizes a conversation with a generation prompt, safe against injected control tokens.
+def _millionths(weights: Sequence[float]) -> list[int]:
+    """Weights in whole millionths.
 
-    Args:
-        tokenizer: With a chat template, or without one (then `PLAIN_FORMAT` is used, earlier
-            turns written as `Human:` / `Assistant:` too).
-        messages: An optional system turn, then user and assistant turns.
-
-    Returns:
-        Token ids.
+    By way of float32, so that a number reads the same before and after a tensor has held it.
     """
-    control = _control_tokens(tokenizer)
-    # A stand-in from the private use area cannot be merged, trimmed or mistaken for a token.
-    suspicious = [any(mark in m["content"] for mark in (*control, "\ue000")) for m in messages]
-    stand_ins = {
-        f"\ue000{i}\ue001": m["content"]
-        for i, (m, odd) in enumerate(zip(messages, suspicious, strict=True))
-        if odd
-    }
-    keys = iter(stand_ins)
-    safe = [
-        {**m, "content": next(keys)} if odd else dict(m)
-        for m, odd in zip(messages, suspicious, strict=True)
-    ]
-    pieces = _split_at(_render_conversation(tokenizer, safe), list(stand_ins))
-    ids: list[int] = []
-    for piece in pieces:
-        literal = piece in stand_ins
-        text = stand_ins.get(piece, piece)
-        ids.extend(
-            tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
-        )
-    if tokenizer.chat_template is None:
-        prefix = tokenizer("")["input_ids"]
-        # Only a leading BOS: a plain prompt continues, so nothing may end it.
-        ids = [t for t in prefix if t == tokenizer.bos_token_id][:1] + ids
-    return tuple(ids)
+    if bad := [w for w in weights if not math.isfinite(w)]:
+        raise WeightsError(f"Weights must be finite; got {float(bad[0])}.")
+    return [round(c_float(float(w)).value * MILLION) for w in weights]
 
 
-def _apportion(weights: Sequence[float], units: int) -> list[int]:
-    """Whole shares whose sizes sum to exactly `units` (largest remainders): text sums to 1."""
-    exact = [abs(w) * units for w in weights]
-    shares = [math.floor(e + 1e-9) for e in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
-    for i in by_remainder[: max(0, round(sum(exact)) - sum(shares))]:
-        shares[i] += 1
+def _apportion(weights: Millionths, units: int) -> list[int]:
+    """Whole shares of `units`, each less than one unit from exact: the largest remainders.
+
+    What remains of the units goes to the largest remainders, among equal ones to the larger
+    weights. Equal weights get equal shares: where the units left do not do for all of them, all
+    are rounded to the nearer share, the half upward, and the sum is not quite `units`. Nothing
+    depends on the order of the weights.
+    """
+    sizes = [abs(w) for w in weights]
+    shares = [size * units // MILLION for size in sizes]
+    left = round(sum(sizes) * units / MILLION) - sum(shares)
+    claims = defaultdict(list)  # (remainder, weight): who has them
+    for k, size in enumerate(sizes):
+        claims[size * units % MILLION, size].append(k)
+    for (remainder, _), equals in sorted(claims.items(), reverse=True):
+        if left <= 0 or (len(equals) > left and 2 * remainder < MILLION):
+            break
+        for k in equals:
+            shares[k] += 1
+        left -= len(equals)
     return [-share if w < 0 else share for share, w in zip(shares, weights, strict=True)]
 
 
-def _grade(weight: float, phrase: str) -> str:
-    threshold, words = next(grade for grade in _GRADES if abs(weight) >= grade[0])
-    return words.format(phrase=f"far from {phrase}" if weight < 0 < threshold else phrase)
+def _decimals(weights: Millionths) -> list[str]:
+    return [f"{share / 100:.2f}" for share in _apportion(weights, 100)]
+
+
+def _grade(weight: int, phrase: str) -> str:
+    adverb = next(adverb for percent, adverb in _GRADES if 100 * abs(weight) >= percent * MILLION)
+    return f"{adverb} far from {phrase}" if weight < 0 else f"{adverb} {phrase}"
 
 
 def _between(low: float, high: float) -> list[float]:
@@ -413,12 +417,24 @@ def _between(low: float, high: float) -> list[float]:
 
 def _check_template(template: str, objectives: Sequence[str]) -> None:
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ConfigError(
             f"The instruction template {template!r} is malformed: {error}. Write literal braces "
             "as {{ and }}."
         ) from None
+    if "weights" in objectives:
+        raise ConfigError(
+            "An objective is named 'weights', which in an instruction template stands for all "
+            "weights. Rename the objective, or leave the template out."
+        )
+    for _, name, form, conversion in parts:
+        if form or conversion:
+            raise ConfigError(
+                f"The instruction template {template!r} formats {name!r}; weights are always "
+                f"written alike. Write {{{name}}} alone."
+            )
+    fields = {name for _, name, _, _ in parts if name is not None}
     unknown = fields - {"weights", *objectives}
     missing = [] if "weights" in fields else [n for n in objectives if n not in fields]
     if unknown or missing:
@@ -429,52 +445,7 @@ def _check_template(template: str, objectives: Sequence[str]) -> None:
         )
 
 
-def _render_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
-) -> str:
-    if tokenizer.chat_template is None:
-        return _plain_conversation(messages)
-    if messages[0]["role"] == "system" and not _has_system_role(tokenizer.chat_template, tokenizer):
-        messages = _fold_system(messages)
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-
-def _plain_conversation(messages: Sequence[Mapping[str, str]]) -> str:
-    speakers = {"user": "Human", "assistant": "Assistant"}
-    system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
-    turns = [m for m in messages if m["role"] != "system"]
-    earlier = "".join(f"{speakers[m['role']]}: {m['content']}\n\n" for m in turns[:-1])
-    return PLAIN_FORMAT.format(system=system + earlier, prompt=turns[-1]["content"])
-
-
-def _fold_system(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    first, *rest = (dict(m) for m in messages[1:])
-    return [{**first, "content": f"{messages[0]['content']}\n\n{first['content']}"}, *rest]
-
-
-@lru_cache(maxsize=64)
-def _has_system_role(chat_template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template writes a system turn out: some raise, others drop it silently."""
-    probe = [{"role": "system", "content": "\ue002"}, {"role": "user", "content": "x"}]
-    try:
-        return "\ue002" in tokenizer.apply_chat_template(probe, tokenize=False)
-    except Exception:  # templates raise what they like
-        return False
-
-
-@lru_cache(maxsize=64)
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    return tuple(added | set(tokenizer.all_special_tokens))
-
-
-def _split_at(text: str, marks: Sequence[str]) -> list[str]:
-    pieces = [text]
-    for mark in marks:
-        pieces = [
-            part
-            for piece in pieces
-            for i, chunk in enumerate(piece.split(mark))
-            for part in ([mark, chunk] if i else [chunk])
-        ]
-    return [piece for piece in pieces if piece]
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """A checked template's text; `str.format` would read the dot in an objective's name."""
+    parts = string.Formatter().parse(template)
+    return "".join(text + ("" if name is None else values[name]) for text, name, _, _ in parts)

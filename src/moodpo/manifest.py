@@ -134,8 +134,8 @@ def check_continuation(previous: RunManifest, current: RunManifest, *, source: s
     what, old, new = problem
     raise ManifestError(
         f"Cannot continue from {source}: it was trained with {what} = {_show(old)}, this run has "
-        f"{_show(new)}. Pass the same --reward_models and weight format, or start fresh without "
-        "--model_path."
+        f"{_show(new)}. Pass the same --reward_models, weight format and chat_template_kwargs, or "
+        "start fresh without --model_path."
     )
 
 

@@ -40,7 +40,7 @@ class RulePolicy:
     asked: list[tuple[str, tuple[float, ...], int]] = field(default_factory=list)
 
     def sample(self, prompts, weights, *, seeds, sampling):
-        assert weights.dtype == torch.float32
+        assert weights.dtype == torch.float64
         assert weights.shape == (len(prompts), 2)
         assert sampling is SAMPLING
         if self.fail_after is not None and len(self.asked) + len(prompts) > self.fail_after:

@@ -256,6 +256,12 @@ def test_tokens_are_forbidden_in_marked_rows_alone() -> None:
     assert masked.tolist() == [[-torch.inf, 1.0, -torch.inf], [3.0, 4.0, 5.0]]
 
 
+def test_tokens_are_forbidden_everywhere() -> None:
+    logits = torch.arange(6.0).reshape(2, 3)
+    masked = forbid_tokens(logits, torch.tensor([1]))
+    assert masked.tolist() == [[0.0, -torch.inf, 2.0], [3.0, -torch.inf, 5.0]]
+
+
 def test_forbidding_nothing_changes_nothing() -> None:
     logits = torch.arange(6.0).reshape(2, 3)
     none = torch.tensor([], dtype=torch.long)

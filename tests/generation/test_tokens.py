@@ -1,28 +1,155 @@
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import torch
+
+from moodpo.generation import HFGenerator
 from moodpo.generation.base import Completion, SamplingConfig
-from moodpo.generation.tokens import count_tokens, end_token_ids, padding_token_id, read_answer
+from moodpo.generation.tokens import (
+    completion_text,
+    count_tokens,
+    end_token_ids,
+    padding_token_id,
+    read_answer,
+    token_roles,
+    unknown_token_ids,
+)
 from moodpo.records import Answer
-from tiny_policies import tiny_tokenizer
+from tiny_policies import tiny_model, tiny_tokenizer
 
 
 def model_with(eos):
     return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=eos))
 
 
-def test_every_end_token_counts_once():
-    tokenizer = tiny_tokenizer()
-    own = tokenizer.eos_token_id
-    assert end_token_ids(model_with([7, own, 3]), tokenizer) == (3, 7, own)
-    assert end_token_ids(model_with(3), tokenizer) == (3, own)
-    assert end_token_ids(model_with(None), tokenizer) == (own,)
+OWN = tiny_tokenizer().eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("held", "ids"),
+    [
+        ([7, OWN, 3], (3, 7, OWN)),
+        ((7, 3), (3, 7, OWN)),
+        ({7, 3}, (3, 7, OWN)),
+        (torch.tensor([7, 3]), (3, 7, OWN)),
+        (torch.tensor(3), (3, OWN)),
+        (np.array([3]), (3, OWN)),
+        (3, (3, OWN)),
+        (None, (OWN,)),
+        ([], (OWN,)),
+    ],
+)
+def test_every_end_token_counts_once_whatever_holds_it(held, ids):
+    assert end_token_ids(model_with(held), tiny_tokenizer()) == ids
+    only_config = SimpleNamespace(config=SimpleNamespace(eos_token_id=held))
+    assert end_token_ids(only_config, tiny_tokenizer()) == ids
+
+
+def test_without_any_end_token_there_is_none():
     assert end_token_ids(SimpleNamespace(), SimpleNamespace(eos_token_id=None)) == ()
 
 
-def test_padding_needs_no_token_of_its_own():
+def test_an_end_token_that_the_model_cannot_read_is_none():
+    model = tiny_model()
+    rows = model.config.vocab_size
+    model.generation_config.eos_token_id = [rows, rows + 9, -1, 5]
+    assert end_token_ids(model, tiny_tokenizer()) == (5, OWN)
+
+
+def base_tokenizer(*, special):
+    """ChatML on a base model: the end of sequence is not what the template closes a turn with."""
     tokenizer = tiny_tokenizer()
-    assert padding_token_id(tokenizer) == tokenizer.pad_token_id
-    assert padding_token_id(SimpleNamespace(pad_token_id=None)) == 0
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
+    if special:
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
+    else:
+        tokenizer.add_tokens(["<|im_end|>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_completion_ends_where_the_template_ends_a_turn(special):
+    tokenizer = base_tokenizer(special=special)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end != tokenizer.eos_token_id
+    model = tiny_model(vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    assert end_token_ids(model, tokenizer) == tuple(sorted((end, tokenizer.eos_token_id)))
+    favor(model, end)
+    generator = HFGenerator(model, **token_roles(model, tokenizer))
+    ((completion,),) = generator.generate(
+        [tuple(tokenizer("Hi")["input_ids"])],
+        sampling=SamplingConfig(max_new_tokens=9, min_new_tokens=3, temperature=0),
+        num_completions=1,
+        seeds=[0],
+    )
+    assert completion.finished
+    assert completion.token_ids[-1] == end
+    assert len(completion.token_ids) == 4
+    assert completion_text(tokenizer, completion) == tokenizer.decode(completion.token_ids[:-1])
+
+
+def test_padding_is_any_token_that_the_model_can_read():
+    tokenizer, model = tiny_tokenizer(), tiny_model()
+    assert padding_token_id(tokenizer, model) == tokenizer.pad_token_id
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # and the embeddings are as they were
+    assert tokenizer.pad_token_id == model.config.vocab_size
+    assert padding_token_id(tokenizer, model) == tokenizer.eos_token_id
+    bare = SimpleNamespace(pad_token_id=None, eos_token_id=None)
+    assert padding_token_id(bare, model) == 0
+    assert padding_token_id(SimpleNamespace(pad_token_id=7), SimpleNamespace()) == 7
+
+
+def test_rows_without_a_token_are_found():
+    tokenizer = tiny_tokenizer()
+    size = len(tokenizer)
+    assert unknown_token_ids(tiny_model(), tokenizer) == ()
+    assert unknown_token_ids(tiny_model(vocab_size=size + 5), tokenizer) == tuple(
+        range(size, size + 5)
+    )
+    assert unknown_token_ids(SimpleNamespace(), tokenizer) == ()
+
+
+def test_holes_in_a_vocabulary_are_no_tokens_and_twins_are():
+    words = {0: "a", 1: "b", 3: "a", 4: "c"}  # 2 is a hole, and "a" is there twice
+
+    def decode(ids):
+        return words[ids[0]]
+
+    tokenizer = SimpleNamespace(
+        get_vocab=lambda: {word: i for i, word in sorted(words.items(), reverse=True)},
+        decode=decode,
+    )
+    model = SimpleNamespace(get_output_embeddings=lambda: torch.nn.Linear(2, 7))
+    assert unknown_token_ids(model, tokenizer) == (2, 5, 6)
+
+
+def test_rows_without_a_token_are_never_drawn():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer) + 61)
+    prompts = [tuple(tokenizer(text)["input_ids"]) for text in ("Hi", "Tell me", "Why?")]
+    sampling = SamplingConfig(max_new_tokens=30)
+
+    def drawn(**roles):
+        generator = HFGenerator(model, **{**token_roles(model, tokenizer), **roles})
+        answers = generator.generate(prompts, sampling=sampling, num_completions=4, seeds=[1, 2, 3])
+        return [t for row in answers for c in row for t in c.token_ids]
+
+    assert max(drawn(forbidden_token_ids=())) >= len(tokenizer)
+    assert max(drawn()) < len(tokenizer)
+    greedy = SamplingConfig(max_new_tokens=4, temperature=0)
+    favor(model, len(tokenizer) + 3)
+    generator = HFGenerator(model, **token_roles(model, tokenizer))
+    ((one,), *_) = generator.generate(prompts, sampling=greedy, num_completions=1, seeds=[1, 2, 3])
+    assert max(one.token_ids) < len(tokenizer)
+
+
+def favor(model, token):
+    """Makes a token the likeliest after anything."""
+    bias = torch.zeros(model.config.vocab_size)
+    bias[token] = 100.0
+    model.lm_head.bias = torch.nn.Parameter(bias)
 
 
 def test_control_tokens_spelled_in_a_text_count_as_its_characters():

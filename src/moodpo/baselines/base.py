@@ -25,12 +25,7 @@ from moodpo.embedded import names_embedded_policy
 from moodpo.errors import ConfigError, ManifestError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import (
-    count_tokens,
-    end_token_ids,
-    padding_token_id,
-    read_answer,
-)
+from moodpo.generation.tokens import count_tokens, read_answer, token_roles
 from moodpo.manifest import hash_weights
 from moodpo.records import Answer, Prompt, TokenIds
 from moodpo.rewards.specs import looks_local
@@ -91,8 +86,7 @@ class BaselinePolicy:
         self.path = path
         self.generator = HFGenerator(
             model,
-            eos_token_ids=end_token_ids(model, tokenizer),
-            pad_token_id=padding_token_id(tokenizer),
+            **token_roles(model, tokenizer),
             generation_batch_size=generation_batch_size,
             dtype=dtype,
         )

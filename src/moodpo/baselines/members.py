@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from moodpo.chat_templates import read_template_kwargs
 from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import end_token_ids, padding_token_id
+from moodpo.generation.tokens import token_roles
 from moodpo.records import Prompt, PromptBatch, RolloutBatch
 from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
@@ -149,6 +150,7 @@ class Setup:
                 objectives=panel.names,
                 weight_format=args.weight_format,
                 template=args.instruction_template,
+                chat_template_kwargs=read_template_kwargs(args.chat_template_kwargs),
             ),
             base_model=base or getattr(getattr(model, "config", None), "_name_or_path", None),
             normalizer=normalizer,
@@ -173,8 +175,7 @@ class Setup:
             tokenizer=tokenizer,
             generator=HFGenerator(
                 self.model,
-                eos_token_ids=end_token_ids(self.model, tokenizer),
-                pad_token_id=padding_token_id(tokenizer),
+                **token_roles(self.model, tokenizer),
                 generation_batch_size=self.args.generation_batch_size,
                 dtype=self.dtype,
             ),

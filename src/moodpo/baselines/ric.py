@@ -35,9 +35,11 @@ from moodpo.baselines.members import (
     member_name,
     silenced,
 )
-from moodpo.conditioning import Conditioner, encode_messages
+from moodpo.chat_templates import encode_messages
+from moodpo.conditioning import Conditioner
 from moodpo.core.logps import TokenBatch, collate_sequences, completion_logps, head_is_linear
 from moodpo.errors import ConfigError, RewardError
+from moodpo.generation.tokens import padding_token_id
 from moodpo.records import Prompt, RolloutBatch, TokenIds
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.fused_lora import fuse_lora
@@ -130,7 +132,8 @@ def encode_with_scores(
     text = score_instruction(scores, conditioner.objectives)
     if turns[0]["role"] == "system":
         text = f"{text}\n\n{turns.pop(0)['content']}"
-    return encode_messages(tokenizer, [{"role": "system", "content": text}, *turns])
+    messages = [{"role": "system", "content": text}, *turns]
+    return encode_messages(tokenizer, messages, conditioner.chat_template_kwargs)
 
 
 class RewardsInContextPolicy(BaselinePolicy):
@@ -292,7 +295,7 @@ def _fine_tune(setup: Setup, samples: ScoredSamples, scores: Tensor) -> tuple[nn
     trainer = _FineTuner(
         model=model,
         args=args,
-        data_collator=_Collator(setup.tokenizer.pad_token_id or 0),
+        data_collator=_Collator(padding_token_id(setup.tokenizer, model)),
         train_dataset=rows,
         processing_class=setup.tokenizer,
         callbacks=list(setup.callbacks),

@@ -6,9 +6,11 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from moodpo.chat_templates import read_template_kwargs
 from moodpo.cli.console import quiet_loading
 from moodpo.cli.flags import CommandParser
 from moodpo.conditioning import Conditioner
+from moodpo.errors import ConfigError
 from moodpo.preferences import parse_bounds
 
 if TYPE_CHECKING:
@@ -38,6 +40,12 @@ def add_policy_flags(parser: CommandParser) -> None:
     group.add_argument("--device", metavar="NAME", help="default: the first accelerator, else cpu")
     group.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="type of the weights"
+    )
+    group.add_argument(
+        "--chat_template_kwargs",
+        metavar="JSON",
+        help="values for the chat template of a model that moodpo did not train; a trained policy "
+        "remembers its own",
     )
     group.add_argument(
         "--generation_batch_size",
@@ -137,14 +145,30 @@ def load_policy(args: argparse.Namespace, objectives: Sequence[str] | None) -> S
     Args:
         args: With the flags of `add_policy_flags`.
         objectives: For a model without a `moodpo.json`; ignored otherwise.
+
+    Raises:
+        ConfigError: If values for the chat template cannot be read, or are given for a policy
+            that has those it was trained with.
     """
     from moodpo.serving.policy import SteerablePolicy
 
     quiet_loading()
     known = quick_manifest(args.policy, args.base_model) is not None
+    template_kwargs = read_template_kwargs(args.chat_template_kwargs)
+    if known and template_kwargs:
+        raise ConfigError(
+            f"{args.policy} is asked as it was trained, with the chat_template_kwargs in its "
+            "moodpo.json. Leave --chat_template_kwargs out."
+        )
+    conditioner = (
+        Conditioner.of(objectives, chat_template_kwargs=template_kwargs)
+        if template_kwargs and objectives
+        else None
+    )
     return SteerablePolicy.from_pretrained(
         args.policy,
         objectives=None if known else objectives,
+        conditioner=conditioner,
         base_model=args.base_model,
         device=args.device,
         dtype=args.dtype,

@@ -10,7 +10,7 @@ A policy is anything with
 
 - `objectives`: K names;
 - `sample(prompts, weights, *, seeds, sampling) -> list[Answer]`: one `records.Answer` per prompt
-  under the weights `[n, K]` (float32 tensor); a row may depend only on its own prompt, weights and
+  under the weights `[n, K]` (float64 tensor); a row may depend only on its own prompt, weights and
   seed. Plain texts will do: then nobody knows which answers were cut, and lengths are counted;
 
 and may have
@@ -329,7 +329,7 @@ def _answer_rows(
     W = len(task.weights)
     places = [row // W for row in rows]
     prompts = [task.prompts[n] for n in places]
-    weights = torch.tensor(task.weights[[row % W for row in rows]], dtype=torch.float32)
+    weights = torch.tensor(task.weights[[row % W for row in rows]], dtype=torch.float64)
     seeds = [task.seeds[n] for n in places]
     with _timed(task, f"{phase}/generate"):
         said = list(policy.sample(prompts, weights, seeds=seeds, sampling=task.sampling))

@@ -60,6 +60,8 @@ class HFGenerator:
         model: The policy; any decoder-only model whose forward returns `past_key_values`.
         eos_token_ids: Tokens that end a completion; may be empty.
         pad_token_id: A valid token id to fill the left of shorter prompts with; masked.
+        forbidden_token_ids: Tokens that are never drawn, whatever their logits: rows of the
+            vocabulary that no token belongs to.
         generation_batch_size: How many sequences are decoded at once, at least 1. A prompt's
             completions always run together.
         progress: Called with (completions done, completions in all) as they finish.
@@ -79,6 +81,7 @@ class HFGenerator:
         *,
         eos_token_ids: Sequence[int],
         pad_token_id: int,
+        forbidden_token_ids: Sequence[int] = (),
         generation_batch_size: int = 64,
         progress: Callable[[int, int], None] | None = None,
         device: torch.device | str | None = None,
@@ -91,6 +94,7 @@ class HFGenerator:
         self.model = model
         self.eos_token_ids = tuple(eos_token_ids)
         self.pad_token_id = pad_token_id
+        self.forbidden_token_ids = tuple(forbidden_token_ids)
         self.generation_batch_size = generation_batch_size
         self.progress = progress
         self.device = device
@@ -279,6 +283,7 @@ class _Rollout:
         self.waiting = deque(sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i])))
         device = self.device = torch.device(owner.device or self.forward.device)
         self.eos = torch.tensor(owner.eos_token_ids, dtype=torch.long, device=device)
+        self.forbidden = torch.tensor(owner.forbidden_token_ids, dtype=torch.long, device=device)
         # Apple's GPUs have no float64.
         self.draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
         total, T = draws.shape
@@ -331,6 +336,8 @@ class _Rollout:
         sampling, sequences = self.sampling, rows.sequences
         counts = self.counts[sequences]
         T = sampling.max_new_tokens
+        if self.forbidden.numel():
+            logits = forbid_tokens(logits, self.forbidden)
         if sampling.min_new_tokens > 0:
             logits = forbid_tokens(logits, self.eos, counts < sampling.min_new_tokens)
         rows.tokens = sample_tokens(

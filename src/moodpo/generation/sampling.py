@@ -56,20 +56,21 @@ def uniforms(seeds: Sequence[int], *, num_completions: int, num_tokens: int) -> 
     return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-def forbid_tokens(logits: Tensor, token_ids: Tensor, rows: Tensor) -> Tensor:
-    """Makes tokens impossible in some rows.
+def forbid_tokens(logits: Tensor, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Makes tokens impossible in some rows, or in all.
 
     Args:
         logits: `[N, V]`, not changed.
         token_ids: Tokens `[E]` to forbid.
-        rows: `[N]` bool, where they are forbidden.
+        rows: `[N]` bool, where they are forbidden; everywhere when None.
 
     Returns:
         Logits `[N, V]` in float32 with -inf at the forbidden places.
     """
     forbidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     forbidden[token_ids] = True
-    return logits.float().masked_fill(rows[:, None] & forbidden, -torch.inf)
+    places = forbidden if rows is None else rows[:, None] & forbidden
+    return logits.float().masked_fill(places, -torch.inf)
 
 
 def sample_tokens(

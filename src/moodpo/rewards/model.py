@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from moodpo.errors import RewardError, RewardSpecError
+from moodpo.chat_templates import chat_template_of
+from moodpo.errors import ConfigError, RewardError, RewardSpecError
 from moodpo.records import prompt_text
 from moodpo.rewards.base import Columns, Description, as_scores, call_scorer, check_lengths
 from moodpo.rewards.cache import ScoreIdentity, new_serial
@@ -29,6 +30,7 @@ from moodpo.rewards.checks import check_config, resolve_label
 from moodpo.rewards.presets import INPUTS, InputTemplate, Pooling
 from moodpo.rewards.sharing import equal_backbones, once, tokenizer_fingerprint
 from moodpo.rewards.specs import RewardSpec, ScoreKind, Scoring
+from moodpo.token_ids import first_valid_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -347,7 +349,12 @@ class Checkpoint:
 
     def template(self, scoring: Scoring) -> InputTemplate:
         """The input that was asked for, else the chat template, else (prompt, response)."""
-        chat = bool(getattr(self.tokenizer, "chat_template", None))
+        if scoring.input is not None and not INPUTS[scoring.input].chat:
+            return INPUTS[scoring.input]
+        try:
+            chat = chat_template_of(self.tokenizer) is not None
+        except ConfigError as error:
+            raise RewardSpecError(f"{self.source}: {error} Or use input=prompt-response.") from None
         template = INPUTS[scoring.input or ("chat" if chat else "prompt-response")]
         if template.chat and not chat:
             raise RewardSpecError(
@@ -418,18 +425,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """Wraps a classifier: evaluation mode, no gradients, a padding token."""
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(source, revision)
-        pad = next(
-            (
-                token
-                for token in (
-                    model.config.pad_token_id,
-                    tokenizer.pad_token_id,
-                    tokenizer.eos_token_id,
-                )
-                if token is not None
-            ),
-            0,
-        )
+        named = (model.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        pad = first_valid_id(named, model)
         # transformers refuses batches of a decoder classifier that names no padding token.
         model.config.pad_token_id = pad
         model.eval().requires_grad_(False)

@@ -25,12 +25,7 @@ from moodpo.core.logps import collate_sequences, completion_logps, head_is_linea
 from moodpo.errors import ConfigError, ManifestError, WeightsError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import (
-    count_tokens,
-    end_token_ids,
-    padding_token_id,
-    read_answer,
-)
+from moodpo.generation.tokens import count_tokens, read_answer, token_roles
 from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
 from moodpo.preferences import validate_bounds, validate_weights
 from moodpo.records import Answer, Prompt, TokenIds, prompt_text
@@ -86,8 +81,7 @@ class SteerablePolicy:
         self._bounds = self._read_bounds(lower_bounds)
         self.generator = HFGenerator(
             model,
-            eos_token_ids=end_token_ids(model, tokenizer),
-            pad_token_id=padding_token_id(tokenizer),
+            **token_roles(model, tokenizer),
             generation_batch_size=generation_batch_size,
             dtype=dtype,
         )

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
+from moodpo.chat_templates import read_template_kwargs
 from moodpo.conditioning import DEFAULT_FORMAT, WEIGHT_FORMATS, Conditioner
 from moodpo.core.loss import LOSS_TYPES
 from moodpo.core.scalarization import SCALARIZATIONS
@@ -132,6 +133,14 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "weights",
         None,
         "Your own weight instruction; {weights} stands for all weights, {NAME} for one.",
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Values for variables of the policy's chat template, as JSON, such as "
+            '{"enable_thinking": false}; moodpo.json keeps them for all who ask the policy later.',
+            "room": "weights",
+        },
     )
     scalarization: str = _setting(
         "weights",
@@ -267,6 +276,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         """Checks ranges, then lets `TrainingArguments` do its own."""
         given: Any = self.concentration
         self.concentration = [float(given)] if isinstance(given, (int, float)) else given
+        self.chat_template_kwargs = read_template_kwargs(self.chat_template_kwargs)
         self._check_ranges()
         self._check_choices()
         self._check_weights()
@@ -292,6 +302,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             prompt_template=prompt_template,
             lower_bounds=parse_bound_ranges(self.lower_bounds),
             signed=tuple(self.signed_objectives),
+            chat_template_kwargs=read_template_kwargs(self.chat_template_kwargs),
         )
 
     def _check_ranges(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from moodpo.conditioning import Conditioner
 from moodpo.generation.base import Generator, SamplingConfig
+from moodpo.generation.tokens import completion_text
 from moodpo.preferences import BoundRange, round_bound
 from moodpo.records import Prompt, PromptBatch, RolloutBatch, TokenIds
 from moodpo.rewards.panel import RewardPanel
@@ -131,10 +132,7 @@ class RolloutCollector:
                 num_completions=self.num_completions,
                 seeds=[derive_seed(*key, "y", *at) for at in self._positions(batch.indices, M)],
             )
-        texts = [
-            tuple(self.tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in row)
-            for row in completions
-        ]
+        texts = [tuple(completion_text(self.tokenizer, c) for c in row) for row in completions]
         with self.phase("score"):
             rewards = self.score(batch, texts)
         return RolloutBatch(

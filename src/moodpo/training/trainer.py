@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from moodpo.chat_templates import warn_of_dates
 from moodpo.conditioning import Conditioner
 from moodpo.core.importance import log_importance, matched_log_importance
 from moodpo.core.logps import (
@@ -43,7 +44,7 @@ from moodpo.core.pairing import gap_threshold
 from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
 from moodpo.generation.base import Generator, SamplingConfig
 from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import end_token_ids, padding_token_id
+from moodpo.generation.tokens import padding_token_id, token_roles
 from moodpo.manifest import RunManifest, write_json
 from moodpo.records import PairBatch, PromptBatch, RolloutBatch
 from moodpo.rewards import Reward, RewardPanel, load_rewards
@@ -178,6 +179,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                 f"The conditioner's objectives {conditioner.objectives} are not the rewards "
                 f"{panel.names}. Give both in the same order."
             )
+        warn_of_dates(tokenizer, conditioner.chat_template_kwargs)
         self.reference = make_reference(
             args.reference, self.model, base=base, start=start, ref_model=self._place(ref_model)
         )
@@ -411,8 +413,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         tokenizer = self.processing_class
         return HFGenerator(
             model,
-            eos_token_ids=end_token_ids(model, tokenizer),
-            pad_token_id=padding_token_id(tokenizer),
+            **token_roles(model, tokenizer),
             generation_batch_size=self.args.generation_batch_size,
         )
 
@@ -578,7 +579,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         batch = collate_pairs(
             [pairs.prompt_ids[i] for i in rows],
             [pairs.completion_ids[i] for i in rows],
-            pad_token_id=padding_token_id(self.processing_class),
+            pad_token_id=padding_token_id(self.processing_class, self.model),
         )
         return batch.to(self.args.device)
 
