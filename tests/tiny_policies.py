@@ -31,6 +31,13 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFas
     return tokenizer
 
 
+def tokenizer_with_padding_outside() -> PreTrainedTokenizerFast:
+    """`[PAD]` was added to the tokenizer, and the model's embeddings are as they were."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    return tokenizer
+
+
 def tiny_model(
     *, seed: int = 0, hidden_size: int = 32, num_layers: int = 2, vocab_size: int | None = None
 ) -> LlamaForCausalLM:

@@ -46,6 +46,7 @@ def make_trainer(folder, *, rewards=(vowels, capitals), lora=False, prompts=PROM
         kwargs["peft_config"] = LoraConfig(
             r=4, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
+    tokenizer = settings.pop("tokenizer", None) or tiny_tokenizer()
     for name in ("sweep", "conditioner", "start", "base", "eval_dataset", "ref_model", "callbacks"):
         if name in settings:
             kwargs[name] = settings.pop(name)
@@ -54,7 +55,7 @@ def make_trainer(folder, *, rewards=(vowels, capitals), lora=False, prompts=PROM
         reward_funcs=list(rewards),
         args=config(folder, **settings),
         train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=tiny_tokenizer(),
+        processing_class=tokenizer,
         **kwargs,
     )
 

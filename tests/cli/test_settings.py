@@ -137,6 +137,16 @@ def test_batch_size_must_not_contradict_itself():
         read_settings([*USER, "--batch_size", "3", "--per_device_train_batch_size", "4"])
 
 
+def test_values_for_the_chat_template_are_json_or_a_mapping(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("chat_template_kwargs:\n  enable_thinking: false\n  date_string: 1 Jan\n")
+    args = config(read_settings([*USER, "--config", str(path)]))
+    assert args.chat_template_kwargs == {"enable_thinking": False, "date_string": "1 Jan"}
+    args = config(read_settings([*USER, "--chat_template_kwargs", '{"enable_thinking": false}']))
+    assert args.make_conditioner(("a", "b")).chat_template_kwargs == {"enable_thinking": False}
+    assert config(read_settings(USER)).make_conditioner(("a",)).chat_template_kwargs == {}
+
+
 def test_what_the_user_gives_wins_over_what_is_computed():
     settings = read_settings([*USER, "--report_to", "tensorboard", "--run_name", "mine"])
     args = settings.training_config(use_cpu=True, report_to=["wandb"], run_name="ours")
@@ -171,6 +181,8 @@ def test_refused_without_torch(flags, message):
         (["--loss_type", "l2"], "loss_type must be one of|invalid choice"),
         (["--bf16", "True", "--fp16", "True"], "bf16"),
         (["stray"], "Unexpected argument 'stray'"),
+        (["--chat_template_kwargs", "{think: no}"], "Cannot read chat_template_kwargs '{think: no"),
+        (["--chat_template_kwargs", '{"tokenize": true}'], "cannot set 'tokenize'"),
     ],
 )
 def test_refused_by_the_trainers_settings(flags, message):

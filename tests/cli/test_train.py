@@ -115,6 +115,35 @@ def test_an_iteration_that_reads_weights_differently_is_refused(
     assert not (tmp_path / "iter2").exists()
 
 
+def test_values_for_the_chat_template_are_remembered(run, train_flags, prompts, tmp_path):
+    from moodpo.serving.policy import SteerablePolicy
+    from tiny_policies import CHATML, tiny_model, tiny_tokenizer
+
+    thinking = CHATML.replace("{% if add", "{% if quiet %}</think>{% endif %}{% if add")
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer({"default": thinking, "rag": "x"}).save_pretrained(tmp_path / "model")
+    quiet = ["--chat_template_kwargs", '{"quiet": true}']
+    flags = [*train_flags, "--sft_model_path", tmp_path / "model", "--max_steps", 1]
+    first = tmp_path / "first"
+    assert run("train", *flags, *quiet, "--output_dir", first).code == 0
+    conditioning = RunManifest.load(first).conditioning
+    assert conditioning["chat_template_kwargs"] == {"quiet": True}
+    policy = SteerablePolicy.from_pretrained(first)
+    ids = policy.conditioner.encode(policy.tokenizer, "Hi", [0.5, 0.5])
+    assert policy.tokenizer.decode(ids).endswith("</think><|im_start|>assistant\n")
+    # the next iteration must ask alike, and whoever asks later does
+    outcome = second(run, first, flags, tmp_path / "iter2")
+    assert outcome.code == 2
+    assert "trained with chat_template_kwargs = {'quiet': True}" in outcome.err
+    assert second(run, first, [*flags, *quiet], tmp_path / "iter2").code == 0
+    asking = ["generate", first, "--weights", "brevity=1", "--max_new_tokens", 3, "Hi"]
+    assert run(*asking).code == 0
+    assert "Leave --chat_template_kwargs out" in run(*asking, *quiet).err
+    untrained = ["generate", tmp_path / "model", *asking[2:]]
+    assert run(*untrained, *quiet).code == 0
+    assert "must be a JSON object" in run(*untrained, "--chat_template_kwargs", "3").err
+
+
 def test_an_adapter_on_another_model_is_refused(run, trained, train_flags, tmp_path):
     from tiny_policies import tiny_model, tiny_tokenizer
 

@@ -16,7 +16,7 @@ from moodpo.generation.tokens import (
     unknown_token_ids,
 )
 from moodpo.records import Answer
-from tiny_policies import tiny_model, tiny_tokenizer
+from tiny_policies import tiny_model, tiny_tokenizer, tokenizer_with_padding_outside
 
 
 def model_with(eos):
@@ -93,7 +93,7 @@ def test_a_completion_ends_where_the_template_ends_a_turn(special):
 def test_padding_is_any_token_that_the_model_can_read():
     tokenizer, model = tiny_tokenizer(), tiny_model()
     assert padding_token_id(tokenizer, model) == tokenizer.pad_token_id
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # and the embeddings are as they were
+    tokenizer = tokenizer_with_padding_outside()
     assert tokenizer.pad_token_id == model.config.vocab_size
     assert padding_token_id(tokenizer, model) == tokenizer.eos_token_id
     bare = SimpleNamespace(pad_token_id=None, eos_token_id=None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from moodpo.rewards.model import (
     pad_rows,
 )
 from moodpo.rewards.presets import INPUTS
+from moodpo.rewards.specs import RewardSpec, Scoring
 from tiny_checkpoints import tiny_gpt2_tokenizer
 
 PROMPTS = ["Hi", "Tell me a joke about the penguin."]
@@ -475,3 +477,43 @@ def test_a_description_says_how_the_score_is_read(
         "dtype": "float32",
     }
     assert rewards["summary"].describe()["pooling"] == "last_token"
+
+
+@pytest.mark.parametrize("named_by", ["tokenizer", "config"])
+@pytest.mark.parametrize("name", ["helpful", "humor", "faithful"])
+def test_padding_outside_the_embeddings_changes_no_score(
+    checkpoints: dict[str, Path], rewards: dict[str, ModelReward], name: str, named_by: str
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints[name])
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
+    rows = model.get_input_embeddings().num_embeddings
+    if named_by == "tokenizer":
+        tokenizer.add_special_tokens({"pad_token": "[P]"})
+        assert tokenizer.pad_token_id == rows
+        model.config.pad_token_id = None
+    else:
+        model.config.pad_token_id = rows
+    checkpoint = Checkpoint.from_model(model, tokenizer, source="object")
+    assert checkpoint.pad_token_id < rows
+    reward = ModelReward(rewards[name].spec, checkpoint)
+    scores = reward.score(PROMPTS, RESPONSES)  # of unequal lengths
+    assert scores.tolist() == pytest.approx(SCORES[name], abs=1e-4)
+
+
+def test_of_several_chat_templates_the_default_is_read(checkpoints: dict[str, Path]) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints["helpful"])
+    single, several, nameless = (tiny_gpt2_tokenizer() for _ in range(3))
+    single.chat_template = CHAT
+    several.chat_template = {"default": CHAT, "rag": "x"}
+    nameless.chat_template = {"rag": CHAT, "tool_use": CHAT}
+    spec = RewardSpec(text="somewhere", name="r", kind="model", target="somewhere")
+    texts = [
+        ModelReward(spec, Checkpoint.from_model(model, t, source="object")).encode(["Hi"], ["Yes."])
+        for t in (single, several)
+    ]
+    assert texts[0] == texts[1]
+    without = Checkpoint.from_model(model, nameless, source="object")
+    with pytest.raises(RewardSpecError, match=r"templates rag, tool_use.*input=prompt-response"):
+        ModelReward(spec, without)
+    plain = replace(spec, scoring=Scoring(input="prompt-response"))
+    assert ModelReward(plain, without).encode(["Hi"], ["Yes."])

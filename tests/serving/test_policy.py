@@ -17,7 +17,12 @@ from moodpo.generation.base import SamplingConfig
 from moodpo.manifest import RunManifest, hash_weights
 from moodpo.records import Answer
 from moodpo.serving.policy import SteerablePolicy
-from tiny_policies import save_tiny_policy, tiny_model, tiny_tokenizer
+from tiny_policies import (
+    save_tiny_policy,
+    tiny_model,
+    tiny_tokenizer,
+    tokenizer_with_padding_outside,
+)
 
 CONDITIONER = Conditioner(objectives=("brevity", "detail"), weight_format="verbal")
 EVEN = torch.full((3, 2), 0.5)
@@ -447,3 +452,26 @@ def test_bounds_stay_with_their_objectives_when_the_order_changes(bounded):
     assert backwards.lower_bounds == {"detail": 0.3}
     assert backwards.base_policy().lower_bounds == {"detail": 0.3}
     assert backwards.base_policy().objectives == ("detail", "brevity")
+
+
+def test_padding_outside_the_embeddings_changes_no_answer():
+    usual = SteerablePolicy(tiny_model(), tiny_tokenizer(), CONDITIONER)
+    outside = SteerablePolicy(tiny_model(), tokenizer_with_padding_outside(), CONDITIONER)
+    assert outside.tokenizer.pad_token_id >= outside.model.config.vocab_size
+    answers = usual.generate(PROMPTS, HALF, max_new_tokens=8)
+    assert outside.generate(PROMPTS, HALF, max_new_tokens=8) == answers
+    alone = [outside.generate(prompt, HALF, max_new_tokens=8)[0] for prompt in PROMPTS]
+    assert alone == answers
+
+
+def test_an_answer_has_no_token_that_closes_its_turn():
+    """Of a base model whose template closes turns with a token that is not listed as special."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
+    tokenizer.add_tokens(["<|im_end|>"])
+    model = tiny_model(vocab_size=len(tokenizer))
+    bias = torch.zeros(len(tokenizer))
+    bias[tokenizer.convert_tokens_to_ids("<|im_end|>")] = 100.0
+    model.lm_head.bias = torch.nn.Parameter(bias)
+    policy = SteerablePolicy(model, tokenizer, CONDITIONER)
+    assert policy.generate(PROMPTS, HALF, max_new_tokens=8) == ["", "", ""]

@@ -15,7 +15,13 @@ from moodpo.core.pairing import pair_completions
 from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
 from moodpo.manifest import RunManifest
 from moodpo.training.trainer import MOODPOTrainer
-from tiny_policies import save_tiny_policy, tiny_model, tiny_tokenizer
+from tiny_policies import (
+    CHATML,
+    save_tiny_policy,
+    tiny_model,
+    tiny_tokenizer,
+    tokenizer_with_padding_outside,
+)
 from tiny_trainers import (
     PROMPTS,
     assert_same,
@@ -484,6 +490,29 @@ def test_a_diverged_loss_stops_before_the_weights_are_poisoned(tmp_path):
     with pytest.raises(DivergenceError, match="learning_rate"):
         trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_padding_outside_the_embeddings_changes_nothing(tmp_path):
+    usual = make_trainer(tmp_path / "usual")
+    usual.train()
+    tokenizer = tokenizer_with_padding_outside()
+    assert tokenizer.pad_token_id >= usual.model.config.vocab_size
+    trainer = make_trainer(tmp_path / "outside", tokenizer=tokenizer)
+    trainer.train()
+    assert_same(parameters(trainer), parameters(usual), rtol=1e-5, atol=1e-6)
+
+
+def test_a_template_that_writes_the_date_is_told_once_at_the_start(tmp_path):
+    dated = CHATML.replace("{% for", "{{ date_string or strftime_now('%Y') }}{% for", 1)
+    with pytest.warns(UserWarning, match="today's date .* --chat_template_kwargs") as told:
+        trainer = make_trainer(tmp_path, tokenizer=tiny_tokenizer(dated))
+    assert len(told) == 1
+    fixed = {"chat_template_kwargs": '{"date_string": "1 Jan"}'}
+    trainer = make_trainer(tmp_path, tokenizer=tiny_tokenizer(dated), **fixed)
+    ids = trainer.collector.encode("Hi", torch.tensor([0.5, 0.5]))
+    assert trainer.processing_class.decode(ids).startswith("1 Jan<|im_start|>")
+    kept = trainer.manifest().conditioning["chat_template_kwargs"]
+    assert kept == {"date_string": "1 Jan"}
 
 
 def test_the_manifest_remembers_the_run(tmp_path):

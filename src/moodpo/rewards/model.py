@@ -425,7 +425,10 @@ class Checkpoint:
     ) -> Checkpoint:
         """Wraps a classifier: evaluation mode, no gradients, a padding token."""
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(source, revision)
-        named = (model.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        padding_idx = getattr(model.get_input_embeddings(), "padding_idx", None)
+        named = [model.config.pad_token_id, tokenizer.pad_token_id, padding_idx]
+        if isinstance(getattr(model, "score", None), nn.Linear):
+            named.append(tokenizer.eos_token_id)  # not where encoders find their score
         pad = first_valid_id(named, model)
         # transformers refuses batches of a decoder classifier that names no padding token.
         model.config.pad_token_id = pad
