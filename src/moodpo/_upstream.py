@@ -24,6 +24,7 @@ __all__ = [
     "dataclass_fields_in",
     "peft_config",
     "quantization_config",
+    "template_error",
     "training_argument_names",
 ]
 
@@ -58,6 +59,13 @@ def adapter_misfit() -> type[Exception]:
 
     misfit: type[Exception] = NoMatchingPeftModuleError
     return misfit
+
+
+def template_error() -> type[Exception]:
+    """What a chat template raises, by itself or where it is malformed."""
+    from jinja2 import TemplateError
+
+    return TemplateError
 
 
 def quantization_config(model: ModelConfig) -> Any:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moodpo.chat_templates import encode_messages, read_template_kwargs
-from moodpo.errors import ConfigError, WeightsError
+from moodpo.errors import ConfigError, DataError, WeightsError
 from moodpo.preferences import BoundRange, round_bound, wrong_count
 from moodpo.records import Prompt, TokenIds
 
@@ -317,9 +317,17 @@ class Conditioner:
 
         Returns:
             Token ids, special tokens included.
+
+        Raises:
+            DataError: If the chat template refuses the conversation.
         """
         messages = self.messages(prompt, weights, bounds)
-        return encode_messages(tokenizer, messages, self.chat_template_kwargs)
+        try:
+            return encode_messages(tokenizer, messages, self.chat_template_kwargs)
+        except Exception as error:
+            if (refusal := _refusal(messages, error)) is not None:
+                raise refusal from error
+            raise
 
     def longest_bounds(self) -> tuple[float, ...]:
         """Bounds whose text is as long as that of any others, for the lengths of prompts."""
@@ -413,6 +421,20 @@ def _between(low: float, high: float) -> list[float]:
     """Bounds of a range, some of which need all the digits that are written."""
     shares = (0.0, 0.123456, 0.654321, 1.0)
     return [round_bound(low + share * (high - low), (low, high)) for share in shares]
+
+
+def _refusal(messages: Sequence[Mapping[str, str]], error: Exception) -> DataError | None:
+    """What to say of a conversation that its chat template refused; None of other errors."""
+    from moodpo._upstream import template_error  # not at the top: it takes long to import
+
+    if not isinstance(error, template_error()):
+        return None
+    said = " ".join(str(error).split()).rstrip(".")
+    roles = ", ".join(turn["role"] for turn in messages)
+    return DataError(
+        f"the policy's chat template refuses the conversation: {said}. Change its turns ({roles}), "
+        "or the template."
+    )
 
 
 def _check_template(template: str, objectives: Sequence[str]) -> None:

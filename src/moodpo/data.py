@@ -14,7 +14,7 @@ import json
 import operator
 import os
 import re
-import reprlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 from moodpo.errors import ConfigError, DataError
+from moodpo.prompts import check_prompts, listed, shortened
 from moodpo.records import Prompt
 
 if TYPE_CHECKING:
@@ -37,11 +38,11 @@ __all__ = [
     "embedded_prompts",
     "filter_long_prompts",
     "load_prompts",
+    "prompts_of",
     "write_csv",
 ]
 
 PROMPT = "prompt"
-ROLES = ("system", "user", "assistant")
 
 _HUB_ID = re.compile(r"(?a:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?)")
 _NUMBER = re.compile(r"(?a:[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")
@@ -57,6 +58,9 @@ _BINARY_STARTS = {
     b"PK\x03\x04": "a zip archive or an Excel workbook: export it as CSV",
     b"\x1f\x8b": "a gzip archive: decompress it",
 }
+_CONVERSATION = re.compile(r'\s*\[\s*\{\s*"(role|content)"\s*:')
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_SEPARATORS = ";\t|"  # what spreadsheets and databases write in place of commas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,8 @@ class LoadedPrompts:
 
     dataset: Dataset  # N rows: "prompt" (all texts, or all conversations) and the other columns
     report: DataReport
+    places: tuple[str, ...] = ()  # N names of rows for messages, such as "line 7"
+    fitted_to: object = None  # what `filter_long_prompts` was told they fit
 
     def __len__(self) -> int:
         return self.report.kept
@@ -101,6 +107,10 @@ class LoadedPrompts:
     def prompts(self) -> list[Prompt]:
         """The N prompts, in order."""
         return list(self.dataset[PROMPT])
+
+    def place(self, index: int) -> str:
+        """How a message names a prompt: by its row in the source."""
+        return self.places[index] if self.places else f"prompt {index + 1}"
 
 
 def embedded_prompts(split: Literal["train", "heldout"]) -> Path:
@@ -147,24 +157,32 @@ def load_prompts(
     if max_samples is not None and max_samples < 1:
         raise ConfigError(f"max_samples is {max_samples}: expected at least 1, or none for all.")
     rows = _read(os.fspath(source), prompt_column, split)
-    prompts = _checked_prompts(rows)
-    kept = list(islice((i for i, prompt in enumerate(prompts) if prompt is not None), max_samples))
-    if not kept:
+    return _loaded(rows, prompt_column, max_samples)
+
+
+def prompts_of(dataset: Dataset, *, source: str) -> LoadedPrompts:
+    """A data set that Python holds, checked and cleaned as a file is.
+
+    Args:
+        dataset: With a `prompt` column.
+        source: What messages call it.
+
+    Returns:
+        As `load_prompts`; the very same data set where there is nothing to clean.
+
+    Raises:
+        DataError: If it has no such column, or its prompts cannot be used.
+    """
+    if PROMPT not in dataset.column_names:
+        near = _nearest(PROMPT, dataset.column_names, n=1) or dataset.column_names[:1] or ["text"]
         raise DataError(
-            f"{rows.source} has no prompts: column {prompt_column!r} has {len(prompts)} rows and "
-            "none holds text. Expected at least one; check the file and --prompt_column."
+            f"{source} has no column 'prompt'; it has {listed(dataset.column_names)}. Rename the "
+            f"column that holds the prompts, as in dataset.rename_column({near[0]!r}, 'prompt')."
         )
-    rows_read = kept[-1] + 1 if len(kept) == max_samples else len(prompts)
-    chosen = [prompt for i in kept if (prompt := prompts[i]) is not None]
-    report = DataReport(
-        source=rows.source,
-        rows_read=rows_read,
-        empty_dropped=rows_read - len(kept),
-        duplicates=_count_duplicates(chosen),
-        kept=len(kept),
-    )
-    others = rows.others.select(kept) if rows.others is not None else None
-    return LoadedPrompts(_join(chosen, others), report)
+    rows = _dataset_rows(dataset, source, PROMPT)
+    loaded = _loaded(rows, PROMPT, None)
+    untouched = len(loaded) == len(dataset) and loaded.prompts == rows.prompts
+    return replace(loaded, dataset=dataset) if untouched else loaded
 
 
 def filter_long_prompts(
@@ -191,26 +209,26 @@ def filter_long_prompts(
     """
     _check_overflow(max_prompt_length, overflow, truncate)
     prompts = loaded.prompts
-    lengths = [length_of(prompt) for prompt in prompts]  # N tokens
+    lengths = _lengths(loaded, prompts, length_of)
     num_long = sum(length > max_prompt_length for length in lengths)
     if num_long == 0:
         return loaded
     if overflow == "drop" or truncate is None:
         return _drop_long(loaded, prompts, lengths, max_prompt_length)
-    shortened = [
-        _truncated(prompt, length_of, truncate, max_prompt_length)
-        if length > max_prompt_length
+    cut = [
+        _truncated(prompt, loaded.place(i), length_of, truncate, max_prompt_length)
+        if lengths[i] > max_prompt_length
         else prompt
-        for prompt, length in zip(prompts, lengths, strict=True)
+        for i, prompt in enumerate(prompts)
     ]
     names = [name for name in loaded.dataset.column_names if name != PROMPT]
     others = loaded.dataset.select_columns(names) if names else None
     report = replace(
         loaded.report,
         too_long_truncated=loaded.report.too_long_truncated + num_long,
-        duplicates=_count_duplicates(shortened),
+        duplicates=_count_duplicates(cut),
     )
-    return LoadedPrompts(_join(shortened, others), report)
+    return replace(loaded, dataset=_join(cut, others), report=report)
 
 
 def write_csv(
@@ -330,7 +348,7 @@ def _reader_of(path: Path, source: str) -> _Reader:
     """The reader for a path that exists, once it is sure to be a file with something in it."""
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _READERS)
-        hint = f"pass one of its files: {_listed(inside)}" if inside else "it has none inside"
+        hint = f"pass one of its files: {listed(inside)}" if inside else "it has none inside"
         raise DataError(f"{source!r} is a folder: expected a file ({_KINDS}); {hint}.")
     if not path.is_file():
         raise DataError(f"{source!r} is a device or a pipe: expected a regular file ({_KINDS}).")
@@ -341,6 +359,12 @@ def _reader_of(path: Path, source: str) -> _Reader:
         )
     if path.stat().st_size == 0:
         raise DataError(f"{source!r} is empty (0 bytes): expected prompts. Check the export.")
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise DataError(
+                f"{source!r} is a Git LFS pointer: it says where the data are and holds none. Run "
+                "`git lfs pull` in its repository, or download the file itself."
+            )
     return _READERS[path.suffix.lower()]
 
 
@@ -351,7 +375,7 @@ def _missing_file(path: Path, source: str) -> str:
     except OSError:
         return start + f"The folder {str(path.parent)!r} cannot be listed either; check the path."
     if near := _nearest(path.name, siblings, n=3):
-        return start + f"Did you mean {_listed(near)}, in the same folder?"
+        return start + f"Did you mean {listed(near)}, in the same folder?"
     return start + "Check the path: nothing in its folder has a similar name."
 
 
@@ -359,19 +383,22 @@ def _missing_file(path: Path, source: str) -> str:
 
 
 def _read_csv(path: Path, source: str, prompt_column: str) -> _Rows:
-    records, lines = _csv_records(_read_text(path, source, _csv_place), source)
+    text = _read_text(path, source, _csv_place)
+    _check_separator(text, prompt_column, source)
+    records, lines = _csv_records(text, source)
     if not records:
         raise DataError(f"{source} holds only blank lines: expected a header and prompts.")
     header = _csv_header(records[0])
-    _check_csv_column(header, prompt_column, source)
+    _check_columns(header, prompt_column, source)
     _check_csv_widths(records, lines, source)
     columns = dict(zip(header, zip(*records[1:], strict=True), strict=False))
     prompts = columns.pop(prompt_column, ())
+    _warn_of_conversations(prompts, source)
     return _Rows(
         source=source,
         prompts=prompts,
         others=_dataset(columns, source) if prompts else None,
-        place=lambda index: f"row {index + 1}",
+        place=_row_place,
     )
 
 
@@ -424,14 +451,46 @@ def _csv_header(record: list[str]) -> list[str]:
     return [name if name.strip() else f"column_{i}" for i, name in enumerate(record, start=1)]
 
 
-def _check_csv_column(header: list[str], prompt_column: str, source: str) -> None:
-    for separator in ";\t|":
-        if len(header) == 1 and prompt_column in header[0].split(separator) != header:
+def _check_separator(text: str, prompt_column: str, source: str) -> None:
+    """Refuse other separators than commas, before quotes and columns are judged by commas."""
+    first = re.sub(r"^[\r\n]*([^\r\n]*).*$", r"\1", text[:1000], flags=re.DOTALL)
+    if named := re.fullmatch(r"""(?i)"?sep=(.)"?""", first):
+        raise DataError(
+            f"{source} begins with the line {first!r}, which names {named[1]!r} as separator: "
+            "expected commas and a header. Save it with commas and without that line."
+        )
+    by_commas = _header_by(",", text)
+    if prompt_column in by_commas or len(by_commas) > 1:
+        return
+    for separator in _SEPARATORS:
+        cells = _header_by(separator, text)
+        if len(cells) > 1:
             raise DataError(
-                f"{source} has the header {header[0]!r}: expected commas between columns, got "
+                f"{source} has the header {first!r}: expected commas between columns, got "
                 f"{separator!r}. Save it with commas."
             )
-    _check_columns(header, prompt_column, source)
+
+
+def _header_by(separator: str, text: str) -> list[str]:
+    """The cells of the first line that has any; none where its quotes do not fit."""
+    with _long_cells():
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        try:
+            return next((record for record in reader if record), [])
+        except csv.Error:
+            return []
+
+
+def _warn_of_conversations(cells: Sequence[str], source: str) -> None:
+    """Cells are texts; one that spells a conversation was likelier meant as one."""
+    count = sum(bool(_CONVERSATION.match(cell)) for cell in cells)
+    if count:
+        warnings.warn(
+            f"{source}: {count} of {len(cells)} prompts look like conversations in JSON. Cells of "
+            "a CSV are texts, so the policy will read the JSON itself. Save conversations as "
+            ".jsonl or .parquet.",
+            stacklevel=2,
+        )
 
 
 def _check_csv_widths(records: list[list[str]], lines: list[int], source: str) -> None:
@@ -478,7 +537,7 @@ def _parse_json(text: str, where: str, expected: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{where}: not valid JSON ({error}). Expected {expected}; got {_short(text)}. "
+            f"{where}: not valid JSON ({error}). Expected {expected}; got {shortened(text)}. "
             "Correct or remove it."
         ) from None
 
@@ -490,7 +549,7 @@ def _json_rows(
         if not isinstance(value, dict):
             raise DataError(
                 f"{source}, {place(index)}: expected an object such as "
-                f'{{"{prompt_column}": "…"}}, got {_short(value)}. Make every entry an object.'
+                f'{{"{prompt_column}": "…"}}, got {shortened(value)}. Make every entry an object.'
             )
     names = list(dict.fromkeys(name for value in values for name in value))
     if values:
@@ -562,7 +621,7 @@ def _dataset_rows(dataset: Dataset, source: str, prompt_column: str) -> _Rows:
         source=source,
         prompts=column.to_pylist(),
         others=_without_clash(dataset.select_columns(names), source) if names else None,
-        place=lambda index: f"row {index + 1}",
+        place=_row_place,
     )
 
 
@@ -579,7 +638,7 @@ def _dataset(columns: Mapping[str, Sequence[object]], source: str) -> Dataset | 
             datasets_by_name[name] = Dataset(pa.table({name: pa.array(values)}))
         except Exception as error:  # Arrow's many refusals of mixed or unknown types
             raise DataError(
-                f"{source}, column {_short(name)}: its values do not fit one type "
+                f"{source}, column {shortened(name)}: its values do not fit one type "
                 f"({_said(error)}). Give the column one type, or remove it."
             ) from error
     arrays = {name: one.data.column(0) for name, one in datasets_by_name.items()}
@@ -622,7 +681,7 @@ def _read_text(path: Path, source: str, place: Callable[[str], str]) -> str:
     data = path.read_bytes()
     _check_text_file(data, source)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig").lstrip("\ufeff")  # exports stack them
     except UnicodeDecodeError as error:
         # Positions count from after a byte order mark, as does `object`.
         before = error.object[: error.start].decode("utf-8")
@@ -653,6 +712,10 @@ def _check_text_file(data: bytes, source: str) -> None:
             raise DataError(f"{source} is not text: expected UTF-8, got {what}.")
 
 
+def _row_place(index: int) -> str:
+    return f"row {index + 1}"
+
+
 def _line_place(before: str) -> str:
     return f"line {before.count(chr(10)) + 1}"
 
@@ -664,95 +727,39 @@ def _check_columns(names: Sequence[str], prompt_column: str, source: str) -> Non
     """Refuse a missing prompt column and repeated names."""
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(
-            f"{source} has more than one column {_listed(repeated)}: expected different names. "
+            f"{source} has more than one column {listed(repeated)}: expected different names. "
             "Rename or remove the repeated ones."
         )
     if prompt_column not in names:
         near = _nearest(prompt_column, names, n=1)
-        hint = f"did you mean {_listed(near)}? Pass" if near else "pass"
+        hint = f"did you mean {listed(near)}? Pass" if near else "pass"
         raise DataError(
-            f"{source} has no column {prompt_column!r}; it has {_listed(names)}: {hint} "
+            f"{source} has no column {prompt_column!r}; it has {listed(names)}: {hint} "
             "--prompt_column with the name of the column that holds the prompts."
         )
 
 
-def _checked_prompts(rows: _Rows) -> list[Prompt | None]:
-    """N prompts, None where there is none; all texts or all conversations."""
-    prompts: list[Prompt | None] = []
-    kind: type | None = None
-    for index, value in enumerate(rows.prompts):
-        try:
-            prompt = _as_prompt(value)
-            if prompt is not None and type(prompt) is not (kind := kind or type(prompt)):
-                raise DataError(
-                    "texts and conversations are mixed in the prompt column: expected one kind. "
-                    "Write a text as [{'role': 'user', 'content': '…'}]."
-                )
-        except DataError as error:
-            raise DataError(f"{rows.source}, {rows.place(index)}: {error}") from None
-        prompts.append(prompt)
-    return prompts
-
-
-def _as_prompt(value: object) -> Prompt | None:
-    """A raw value as a prompt, None if it holds no text."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        _check_characters(value)
-        return value if value.strip() else None
-    if isinstance(value, list):
-        return _as_conversation(value)
-    raise DataError(
-        f"the prompt is {_short(value)} ({type(value).__name__}): expected text or a list of "
-        "messages. Store prompts as text."
+def _loaded(rows: _Rows, prompt_column: str, max_samples: int | None) -> LoadedPrompts:
+    """What was read, checked and without the rows that hold no text."""
+    prompts = check_prompts(rows.prompts, lambda index: f"{rows.source}, {rows.place(index)}")
+    kept = list(islice((i for i, prompt in enumerate(prompts) if prompt is not None), max_samples))
+    if not kept:
+        raise DataError(
+            f"{rows.source} has no prompts: column {prompt_column!r} has {len(prompts)} rows and "
+            "none holds text. Expected at least one; check the file and --prompt_column."
+        )
+    rows_read = kept[-1] + 1 if len(kept) == max_samples else len(prompts)
+    chosen = [prompt for i in kept if (prompt := prompts[i]) is not None]
+    report = DataReport(
+        source=rows.source,
+        rows_read=rows_read,
+        empty_dropped=rows_read - len(kept),
+        duplicates=_count_duplicates(chosen),
+        kept=len(kept),
     )
-
-
-def _as_conversation(turns: list[object]) -> Prompt | None:
-    messages = [_as_message(turn, number) for number, turn in enumerate(turns, start=1)]
-    if not messages:
-        return None
-    if messages[-1]["role"] != "user":
-        raise DataError(
-            f"the conversation ends with a turn of the {messages[-1]['role']}: expected a user "
-            "turn, since the policy writes the next one. Remove what follows the last user turn."
-        )
-    return messages if messages[-1]["content"].strip() else None
-
-
-def _as_message(turn: object, number: int) -> dict[str, str]:
-    if not isinstance(turn, dict):
-        raise DataError(
-            f"turn {number} is {_short(turn)}: expected {{'role': …, 'content': …}}. "
-            "Convert the conversation."
-        )
-    role, content = turn.get("role"), turn.get("content")
-    if role not in ROLES:
-        raise DataError(
-            f"turn {number} has the role {_short(role)} and the keys {_listed(list(turn))}: "
-            f"expected 'role' to be one of {_listed(ROLES)}. Rename keys and roles."
-        )
-    if not isinstance(content, str):
-        raise DataError(
-            f"turn {number} has the content {_short(content)}: expected text. Images and parts "
-            "are not supported; keep the text alone."
-        )
-    _check_characters(content)
-    return {"role": str(role), "content": content}
-
-
-def _check_characters(text: str) -> None:
-    """Refuse what tokenizers and files cannot hold."""
-    if "\0" in text:
-        raise DataError("the prompt has a NUL character: expected text without. Remove it.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"character {error.start + 1} of the prompt is half of a surrogate pair: expected "
-            "whole characters. Export the text again as UTF-8."
-        ) from None
+    others = rows.others.select(kept) if rows.others is not None else None
+    places = tuple(rows.place(i) for i in kept)
+    return LoadedPrompts(_join(chosen, others), report, places)
 
 
 def _check_overflow(max_prompt_length: int, overflow: str, truncate: object) -> None:
@@ -784,11 +791,26 @@ def _drop_long(
         too_long_dropped=loaded.report.too_long_dropped + len(lengths) - len(keep),
         duplicates=_count_duplicates([prompts[i] for i in keep]),
     )
-    return LoadedPrompts(loaded.dataset.select(keep), report)
+    places = tuple(loaded.place(i) for i in keep)
+    return replace(loaded, dataset=loaded.dataset.select(keep), report=report, places=places)
+
+
+def _lengths(
+    loaded: LoadedPrompts, prompts: Sequence[Prompt], length_of: Callable[[Prompt], int]
+) -> list[int]:
+    """N lengths in tokens; what refuses a prompt is told with its row."""
+    lengths = []
+    for i, prompt in enumerate(prompts):
+        try:
+            lengths.append(length_of(prompt))
+        except DataError as error:
+            raise DataError(f"{loaded.report.source}, {loaded.place(i)}: {error}") from error
+    return lengths
 
 
 def _truncated(
     prompt: Prompt,
+    place: str,
     length_of: Callable[[Prompt], int],
     truncate: Callable[[Prompt, int], Prompt],
     limit: int,
@@ -799,8 +821,8 @@ def _truncated(
     text = shorter if isinstance(shorter, str) else shorter[-1]["content"]
     if length > limit or not text.strip():
         raise DataError(
-            f"the prompt {_short(prompt)} cannot be cut to max_prompt_length = {limit} tokens: "
-            f"{length} are left and {len(text.strip())} characters of text. "
+            f"{place}: the prompt {shortened(prompt)} cannot be cut to max_prompt_length = {limit} "
+            f"tokens: {length} are left and {len(text.strip())} characters of text. "
             "Raise --max_prompt_length, or drop long prompts instead."
         )
     return shorter
@@ -842,18 +864,6 @@ def _nearest(name: str, candidates: Sequence[str], *, n: int) -> list[str]:
     """The candidates most like `name`, case aside, as they are spelled."""
     by_folded = {candidate.casefold(): candidate for candidate in candidates}
     return [by_folded[folded] for folded in get_close_matches(name.casefold(), by_folded, n)]
-
-
-def _listed(names: Sequence[object], *, at_most: int = 12) -> str:
-    shown = ", ".join(_short(name) for name in names[:at_most])
-    more = len(names) - at_most
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _short(value: object, *, at_most: int = 60) -> str:
-    """A value for a message: on one line, never long, however deep it nests."""
-    text = repr(value[: at_most + 1]) if isinstance(value, str) else reprlib.repr(value)
-    return text if len(text) <= at_most else f"{text[: at_most - 1]}…"
 
 
 def _said(error: Exception, *, at_most: int = 300) -> str:

@@ -11,7 +11,10 @@ import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
+from moodpo.containers import as_number, rows_of, values_by_name, values_in_order
 from moodpo.errors import ConfigError, WeightsError
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "round_bound",
     "validate_bounds",
     "validate_weights",
+    "weight_rows",
     "wrong_count",
 ]
 
@@ -69,7 +73,7 @@ def parse_weights(
 
 
 def validate_weights(
-    weights: Mapping[str, float] | Sequence[float],
+    weights: Any,
     objectives: Sequence[str],
     *,
     signed: Collection[str] = (),
@@ -77,7 +81,8 @@ def validate_weights(
     """Checks objective weights and scales them so that their sizes sum to 1.
 
     Args:
-        weights: By name (missing names weigh 0), or K values in the order of `objectives`.
+        weights: By name (missing names weigh 0): a mapping, or another container whose values have
+            names, such as a pandas Series. Or K values in the order of `objectives`.
         objectives: Known names, in order.
         signed: Names whose weight may be negative: less of it is asked for (Wang et al. 2024,
             arXiv 2402.18571, ask in such directions).
@@ -90,13 +95,15 @@ def validate_weights(
         WeightsError: On unknown names, a wrong count, non-finite values, all zero, or a negative
             weight of an objective that is not signed.
     """
-    if isinstance(weights, Mapping):
-        check_names(weights, objectives, what="in the weights")
-        values = [float(weights.get(name, 0.0)) for name in objectives]
+    named = values_by_name(weights, objectives)
+    if named is not None:
+        check_names(named, objectives, what="in the weights")
+        values = [as_number(named.get(name, 0.0), name) for name in objectives]
     else:
-        values = [float(w) for w in weights]
-        if len(values) != len(objectives):
-            raise WeightsError(wrong_count(len(values), objectives))
+        given = values_in_order(weights, objectives)
+        if len(given) != len(objectives):
+            raise WeightsError(wrong_count(len(given), objectives))
+        values = [as_number(w, name) for w, name in zip(given, objectives, strict=True)]
     for name, value in zip(objectives, values, strict=True):
         if not math.isfinite(value):
             raise WeightsError(f"The weight of {name!r} is {value}; weights must be finite.")
@@ -105,12 +112,55 @@ def validate_weights(
                 f"The weight of {name!r} is {value}; weights must be finite and at least 0. A "
                 "policy that is trained with --signed_objectives takes negative ones."
             )
-    total = math.fsum(map(abs, values))
+    try:
+        total = math.fsum(map(abs, values))
+    except OverflowError:
+        raise WeightsError(
+            f"The weights {', '.join(f'{v:g}' for v in values)} sum to more than a number can "
+            "hold. Write them as shares of 1."
+        ) from None
     if total <= 0:
         raise WeightsError("All weights are 0. Give at least one objective a positive weight.")
     if abs(total - 1) > SUM_TOLERANCE:
         warnings.warn(f"Objective weights sum to {total:g}; normalized to 1.", stacklevel=2)
-    return tuple(value / total for value in values)
+    return tuple(value / total + 0.0 for value in values)  # no -0
+
+
+def weight_rows(
+    weights: Any, objectives: Sequence[str], *, count: int, signed: Collection[str] = ()
+) -> list[tuple[float, ...]]:
+    """One weight vector for every prompt: what Python callers pass.
+
+    Args:
+        weights: One vector for all, as for `validate_weights`; or N of them: an array or tensor
+            `[N, K]`, a list whose rows are vectors of any kind, or a table with a column per
+            objective.
+        objectives: K names, in order.
+        count: N prompts.
+        signed: Names whose weight may be negative.
+
+    Returns:
+        N vectors, as `validate_weights`.
+
+    Raises:
+        WeightsError: As `validate_weights`, naming the row; or if there is another number of rows.
+    """
+    read = partial(validate_weights, objectives=objectives, signed=signed)
+    rows = rows_of(weights)
+    if rows is None:
+        return [read(weights)] * count
+    if len(rows) != count:
+        raise WeightsError(
+            f"objective_weights has {len(rows)} rows but there are {count} prompts. Pass one row "
+            "per prompt, or one weight vector for all."
+        )
+    vectors = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            vectors.append(read(row))
+        except WeightsError as error:
+            raise WeightsError(f"objective_weights, row {number}: {error}") from None
+    return vectors
 
 
 def check_names(names: Collection[str], objectives: Sequence[str], *, what: str) -> None:

@@ -164,28 +164,6 @@ def test_a_classifier_is_no_policy(tmp_path):
         checks.resolve_model(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("config", "limit"),
-    [
-        ({"n_positions": 64}, 64),
-        ({"max_position_embeddings": 128}, 128),
-        ({"text_config": {"max_position_embeddings": 256}}, 256),
-        ({}, None),
-    ],
-)
-def test_lengths_must_leave_room(config, limit):
-    source = checks.ModelSource(path="m", config=config)
-    assert source.max_positions == limit
-    if limit is None:
-        return checks.check_lengths(source, max_prompt_length=10**6, max_new_tokens=1)
-    checks.check_lengths(source, max_prompt_length=limit - 8, max_new_tokens=8)
-    with pytest.raises(ConfigError, match=f"--max_prompt_length {limit - 8} or less"):
-        checks.check_lengths(source, max_prompt_length=limit - 7, max_new_tokens=8)
-    with pytest.raises(ConfigError, match=f"--max_new_tokens below {limit}"):
-        checks.check_lengths(source, max_prompt_length=1, max_new_tokens=limit)
-    return None
-
-
 # --- earlier iterations ---
 
 

@@ -13,7 +13,7 @@ from moodpo.training.limits import RANGES, check_ranges
 @given(st.sampled_from(sorted(RANGES)), st.floats(allow_nan=True))
 def test_only_values_within_their_range_pass(name, value):
     low, high = RANGES[name]
-    if low <= value <= (math.inf if high is None else high):
+    if low <= value < math.inf and (high is None or value <= high):
         check_ranges({name: value})
     else:
         with pytest.raises(ConfigError, match=f"^{name} must be at least"):

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 
 from moodpo.core.loss import dpo_loss
 from moodpo.core.pairing import pair_completions
-from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
+from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
 from moodpo.manifest import RunManifest
 from moodpo.training.trainer import MOODPOTrainer
 from tiny_policies import (
@@ -624,7 +624,7 @@ def test_a_finished_run_is_no_checkpoint_to_go_on_from(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1)
     trainer.train()
     trainer.save_model()
-    with pytest.raises(ManifestError, match="--model_path"):
+    with pytest.raises(ConfigError, match=r"lacks .*optimizer\.pt.*--model_path"):
         make_trainer(tmp_path, max_steps=2).train(resume_from_checkpoint=str(tmp_path))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moodpo.baselines.base import BaselinePolicy, Weights, make_record
 from moodpo.baselines.members import Setup, member_name, train_members
+from moodpo.containers import rows_of
 from moodpo.errors import ConfigError
 from moodpo.preferences import validate_weights
 from moodpo.records import Prompt, TokenIds
@@ -91,8 +92,9 @@ def train_fixed_weights(
         WeightsError: If a weight vector does not fit the objectives.
     """
     setup = Setup.of(model, **options)
-    rows = torch.as_tensor(weights, dtype=torch.float64).reshape(-1, len(setup.panel)).tolist()
-    if not rows:
+    given = rows_of(weights)
+    rows = [weights] if given is None else given
+    if not len(rows) or not len(rows[0]):
         raise ConfigError("There are no weights to train at. Pass at least one weight vector.")
     rows = [list(validate_weights(row, setup.panel.names)) for row in rows]
     trained, took = train_members(setup, torch.tensor(rows), instructed=instructed)

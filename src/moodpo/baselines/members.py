@@ -29,6 +29,7 @@ from moodpo.records import Prompt, PromptBatch, RolloutBatch
 from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.config import MOODPOConfig
+from moodpo.training.datasets import check_datasets, check_model_lengths, fit_dataset
 from moodpo.training.rollout import NUM_COMPLETIONS, RolloutCollector, derive_seed
 from moodpo.training.samplers import as_sampler
 from moodpo.training.trainer import MOODPOTrainer, sampling_config
@@ -116,7 +117,7 @@ class Setup:
             model: A causal language model, or its path or Hub id.
             reward_funcs: At least two, as for `MOODPOTrainer`.
             args: The settings of each trainer.
-            train_dataset: Rows with a `prompt`.
+            train_dataset: As for `MOODPOTrainer`, which drops and cuts the same prompts.
             peft_config: Of every adapter.
             processing_class: The tokenizer; the model's own by default.
             conditioner: As for `MOODPOTrainer`.
@@ -125,7 +126,8 @@ class Setup:
             callbacks: Of every trainer.
 
         Raises:
-            ConfigError: If the model carries adapters already.
+            ConfigError: If the model carries adapters already, or settings do not fit it.
+            DataError: If there are no prompts, or they cannot be used.
             RewardSpecError: If a reward is not one.
         """
         if hasattr(model, "peft_config"):
@@ -133,25 +135,27 @@ class Setup:
                 "A baseline is trained on the base model, but this one carries an adapter. Pass "
                 "the model under it (model.unload())."
             )
+        datasets = check_datasets(args, train_dataset, None)
         model, tokenizer = _load(model, processing_class)
+        check_model_lengths(model, args)
         rewards = load_rewards(
             list(reward_funcs), device=args.device, batch_size=args.reward_batch_size
         )
         panel = RewardPanel(rewards)
+        conditioner = conditioner or Conditioner(
+            objectives=panel.names,
+            weight_format=args.weight_format,
+            template=args.instruction_template,
+            chat_template_kwargs=read_template_kwargs(args.chat_template_kwargs),
+        )
         return cls(
             model=model.to(args.device),
             tokenizer=tokenizer,
             panel=panel,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=fit_dataset(datasets[0], conditioner, tokenizer, args),
             peft_config=peft_config,
-            conditioner=conditioner
-            or Conditioner(
-                objectives=panel.names,
-                weight_format=args.weight_format,
-                template=args.instruction_template,
-                chat_template_kwargs=read_template_kwargs(args.chat_template_kwargs),
-            ),
+            conditioner=conditioner,
             base_model=base or getattr(getattr(model, "config", None), "_name_or_path", None),
             normalizer=normalizer,
             callbacks=tuple(callbacks),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moodpo.cli.console import note, print_out
+from moodpo.cli.console import keep_undecodable_bytes, note, print_out
 from moodpo.cli.flags import CommandParser
 from moodpo.cli.generate import objectives_in
 from moodpo.cli.policies import (
@@ -17,13 +18,15 @@ from moodpo.cli.policies import (
     load_policy,
     quick_manifest,
 )
-from moodpo.errors import ConfigError, GenerationError, WeightsError
+from moodpo.errors import ConfigError, DataError, GenerationError, WeightsError
 from moodpo.preferences import parse_bounds, parse_weights
 
 if TYPE_CHECKING:
     from moodpo.serving.policy import SteerablePolicy
 
 __all__ = ["Chat", "run"]
+
+_COMMAND = re.compile(r"/[a-z]*")  # a path or a fraction is something to say
 
 HELP = (
     "/weights NAME=X,… changes the weights · /bounds NAME=X,… the lower bounds · /reset forgets "
@@ -47,12 +50,16 @@ def run(argv: Sequence[str]) -> int:
     chat = Chat(policy, weights, seed=args.seed, **sampling)
     note(HELP)
     note(chat.describe_weights())
+    keep_undecodable_bytes()
     while (line := _read_line()) is not None:
         try:
             if not chat.take(line.strip()):
                 break
-        except (WeightsError, GenerationError) as error:
+        except (WeightsError, DataError) as error:
             note(str(error))
+        except GenerationError as error:
+            remedy = " Forget the conversation with /reset." if chat.history else ""
+            note(f"{error}{remedy}")
     return 0
 
 
@@ -97,10 +104,10 @@ class Chat:
             bounds = parse_bounds(rest, self.policy.objectives, ranges)
             self.policy = self.policy.bounded_by(bounds)
             note(self.describe_weights())
-        elif command.startswith("/"):
-            note(HELP)
+        elif _COMMAND.fullmatch(command):
+            note(f"there is no {command}; a message that begins so is written /{command}. {HELP}")
         elif line:
-            print_out(self.answer(line))
+            print_out(self.answer(line.removeprefix("/") if line.startswith("//") else line))
         return True
 
     def answer(self, text: str) -> str:

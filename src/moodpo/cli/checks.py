@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,12 +22,13 @@ from moodpo.manifest import MANIFEST_NAME, RunManifest, check_continuation
 from moodpo.rewards import check_reward_specs
 from moodpo.rewards.specs import looks_local, parse_spec
 from moodpo.serving.files import EMBEDDED_NAME, find_hub_file, locate_base
+from moodpo.training.checkpoints import checkpoints_in, find_checkpoint, has_weights
+from moodpo.training.lengths import max_positions
 from moodpo.training.limits import RANGES, check_ranges
 
 __all__ = [
     "ModelSource",
     "Start",
-    "check_lengths",
     "check_numbers",
     "check_output",
     "check_reference",
@@ -42,10 +42,7 @@ __all__ = [
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-_RESUME_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "moodpo_state.json")
 _RUN_FILES = (MANIFEST_NAME, "metrics.jsonl", "completions.jsonl", "trainer_state.json")
-_MAX_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +55,7 @@ class ModelSource:
     @property
     def max_positions(self) -> int | None:
         """Tokens the model can attend to, where its config says so."""
-        config = {**self.config.get("text_config", {}), **self.config}
-        return next((int(config[n]) for n in _MAX_POSITIONS if config.get(n)), None)
+        return max_positions(self.config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +142,7 @@ def find_start(settings: TrainSettings) -> Start | None:
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     if not is_adapter and not (folder / MODEL_CONFIG).is_file():
         raise ConfigError(f"--model_path {path} {_missing_checkpoint(folder)}")
-    if not _has_weights(folder):
+    if not has_weights(folder):
         raise ConfigError(f"--model_path {path} has no weights. Pass a complete checkpoint.")
     if not (folder / MANIFEST_NAME).is_file():
         return Start(path=str(folder), is_adapter=is_adapter, manifest=None)
@@ -165,15 +161,8 @@ def resume_checkpoint(settings: TrainSettings) -> str | None:
     asked = settings.run.resume_from_checkpoint
     if asked is None or asked.lower() in ("false", "no", "0"):
         return None
-    if asked.lower() in ("true", "yes", "1"):
-        found = _last_complete(settings.output_dir)
-    else:
-        found = Path(asked).expanduser()
-        if missing := _incomplete(found):
-            raise ConfigError(
-                f"--resume_from_checkpoint {asked} lacks {', '.join(missing)}: it cannot be "
-                "continued exactly. Pass an earlier checkpoint, or start from it with --model_path."
-            )
+    newest = asked.lower() in ("true", "yes", "1")
+    found = find_checkpoint(True if newest else asked, settings.output_dir, warn=warn)
     manifest = RunManifest.load(found)
     _check_objectives(manifest, settings, str(found))
     if (start := manifest.base_model.get("start")) and settings.run.model_path is None:
@@ -216,7 +205,7 @@ def clear_output(settings: TrainSettings) -> None:
     folder = settings.output_dir
     if not settings.run.overwrite or not is_main_process() or not _holds_run(folder):
         return
-    for checkpoint in _checkpoints(folder):
+    for checkpoint in checkpoints_in(folder):
         shutil.rmtree(checkpoint)
     for name in _RUN_FILES:
         (folder / name).unlink(missing_ok=True)
@@ -243,27 +232,6 @@ def check_numbers(arguments: Sequence[str]) -> dict[str, float]:
                 found[name] = int(number) if number.is_integer() else number
     check_ranges(found)
     return found
-
-
-def check_lengths(source: ModelSource, *, max_prompt_length: int, max_new_tokens: int) -> None:
-    """Refuses lengths that the model's positions cannot hold.
-
-    Raises:
-        ConfigError: With the longest prompt that leaves room.
-    """
-    limit = source.max_positions
-    if limit is None or max_prompt_length + max_new_tokens <= limit:
-        return
-    room = limit - max_new_tokens
-    remedy = (
-        f"Pass --max_prompt_length {room} or less."
-        if room > 0
-        else f"Pass --max_new_tokens below {limit}."
-    )
-    raise ConfigError(
-        f"{source.path} has {limit} positions, but max_prompt_length {max_prompt_length} + "
-        f"max_new_tokens {max_new_tokens} = {max_prompt_length + max_new_tokens}. {remedy}"
-    )
 
 
 def check_reference(reference: str) -> None:
@@ -293,7 +261,7 @@ def _check_model_folder(folder: Path, flag: str) -> None:
             f"{flag} {folder} is a LoRA adapter, not a whole model. Pass --sft_model_path {base} "
             f"--model_path {folder}."
         )
-    if not (folder / MODEL_CONFIG).is_file() or not _has_weights(folder):
+    if not (folder / MODEL_CONFIG).is_file() or not has_weights(folder):
         raise ConfigError(
             f"{flag} {folder} holds no model ({MODEL_CONFIG} and *.safetensors). Pass the folder "
             "that save_pretrained wrote."
@@ -328,14 +296,10 @@ def _hub_config(path: str, flag: str) -> dict[str, Any]:
     return _read_json(found)
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(any(folder.glob(p)) for p in ("*.safetensors", "pytorch_model*.bin"))
-
-
 def _missing_checkpoint(folder: Path) -> str:
     if not folder.exists():
         return "does not exist. Pass a checkpoint folder such as outputs/iter1/checkpoint-500."
-    inside = _checkpoints(folder)
+    inside = checkpoints_in(folder)
     hint = f" Did you mean {inside[-1]}?" if inside else ""
     return f"is no checkpoint: it has neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}.{hint}"
 
@@ -364,32 +328,5 @@ def _check_objectives(previous: RunManifest, settings: TrainSettings, source: st
     check_continuation(previous, replace(previous, objectives=names), source=source)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
-    found = [p for p in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
-
-
-def _incomplete(folder: Path) -> list[str]:
-    """What a checkpoint lacks for an exact continuation."""
-    names = [n for n in (*_RESUME_FILES, MANIFEST_NAME) if not (folder / n).is_file()]
-    if not any(folder.glob("rng_state*.pth")):
-        names.append("rng_state.pth")
-    return names if _has_weights(folder) else [*names, "*.safetensors"]
-
-
-def _last_complete(folder: Path) -> Path:
-    found = _checkpoints(folder)
-    for checkpoint in reversed(found):
-        if not (missing := _incomplete(checkpoint)):
-            return checkpoint
-        warn(f"{checkpoint} lacks {', '.join(missing)}; trying the one before.")
-    what = "no complete checkpoint" if found else "no checkpoint"
-    raise ConfigError(
-        f"--resume_from_checkpoint True: {folder} has {what}. Check --output_dir, or start afresh "
-        "without the flag."
-    )
-
-
 def _holds_run(folder: Path) -> bool:
-    return (folder / MANIFEST_NAME).is_file() or bool(_checkpoints(folder))
+    return (folder / MANIFEST_NAME).is_file() or bool(checkpoints_in(folder))

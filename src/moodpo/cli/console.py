@@ -6,6 +6,7 @@ nothing of commands.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 __all__ = [
     "fail",
     "is_main_process",
+    "keep_undecodable_bytes",
     "note",
     "print_out",
     "print_table",
@@ -62,6 +64,12 @@ def fail(text: str) -> None:
         rank = os.environ.get("RANK", "0")
         place = "" if rank == "0" else f" (process {rank})"
         print(f"moodpo: error{place}: {text}", file=sys.stderr, flush=True)
+
+
+def keep_undecodable_bytes() -> None:
+    """Lets standard input pass bytes that are not UTF-8: they are refused in words later."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def quiet_loading() -> None:

@@ -16,6 +16,7 @@ from moodpo.cli.policies import (
     add_sampling_flags,
     asked_beside_weights,
     baseline_manifest,
+    check_request,
     load_baseline_policy,
     load_policy,
     quick_manifest,
@@ -55,6 +56,12 @@ def run(argv: Sequence[str]) -> int:
     specs = _specs(args, manifest)
     objectives = manifest.objectives if manifest else tuple(parse_spec(s).name for s in specs)
     check_reward_specs(args.held_out_reward_models, minimum=0)
+    check_request(args)
+    if args.seed < 0 or (args.num_prompts is not None and args.num_prompts < 1):
+        raise ConfigError(
+            "--seed must be at least 0 and --num_prompts at least 1; got "
+            f"{args.seed} and {args.num_prompts}."
+        )
     prompts = read_prompts(
         args.csv_path,
         column=args.prompt_column,

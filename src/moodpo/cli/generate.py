@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from moodpo.cli.console import print_out, print_table
+from moodpo.cli.console import keep_undecodable_bytes, print_out, print_table
 from moodpo.cli.flags import CommandParser
 from moodpo.cli.policies import (
     add_bounds_flag,
@@ -20,8 +22,11 @@ from moodpo.cli.policies import (
 )
 from moodpo.errors import ConfigError, WeightsError
 from moodpo.preferences import parse_weights
+from moodpo.prompts import as_prompts
 
 __all__ = ["objectives_in", "run"]
+
+_WEIGHT = re.compile(r"[^\s=,]+=[+-]?[\d.]+(e[+-]?\d+)?,?", re.IGNORECASE)
 
 Answers = list[tuple[tuple[float, ...], list[str]]]  # per weight vector: one text per prompt
 
@@ -29,6 +34,7 @@ Answers = list[tuple[tuple[float, ...], list[str]]]  # per weight vector: one te
 def run(argv: Sequence[str]) -> int:
     """Prints answers; returns the exit code."""
     args = _parser().read(argv)
+    _refuse_stray_weights(args.policy, args.prompts)
     prompts = _read_prompts(args.prompts)
     objectives = _objectives(args)
     signed, bounds = asked_beside_weights(args, objectives)
@@ -89,10 +95,23 @@ def _parser() -> CommandParser:
     return parser
 
 
+def _refuse_stray_weights(policy: str, prompts: Sequence[str]) -> None:
+    """Refuses weights that a space cut off from --weights: they would be taken for a prompt."""
+    words = prompts if Path(policy).expanduser().exists() else [policy, *prompts]
+    stray = [word for word in words if _WEIGHT.fullmatch(word)]
+    if stray:
+        raise WeightsError(
+            f"{stray[0]!r} stands by itself, as a policy or prompt would. Join weights by commas "
+            "without spaces, as in --weights helpful=0.7,harmless=0.3."
+        )
+
+
 def _read_prompts(given: Sequence[str]) -> list[str]:
+    keep_undecodable_bytes()
     prompts = [sys.stdin.read().strip() if text == "-" else text for text in given]
     if not prompts or not all(text.strip() for text in prompts):
         raise ConfigError('There is no prompt. Pass one in quotes, or "-" for standard input.')
+    as_prompts(prompts)  # refuses what is not text through and through
     return prompts
 
 

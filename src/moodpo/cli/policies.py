@@ -11,7 +11,9 @@ from moodpo.cli.console import quiet_loading
 from moodpo.cli.flags import CommandParser
 from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError
+from moodpo.generation.base import SamplingConfig
 from moodpo.preferences import parse_bounds
+from moodpo.training.limits import check_ranges
 
 if TYPE_CHECKING:
     from moodpo.baselines import BaselinePolicy
@@ -24,6 +26,7 @@ __all__ = [
     "add_sampling_flags",
     "asked_beside_weights",
     "baseline_manifest",
+    "check_request",
     "load_baseline_policy",
     "load_policy",
     "quick_manifest",
@@ -96,6 +99,21 @@ def asked_beside_weights(
     return (conditioner.signed if conditioner else ()), bounds
 
 
+def check_request(args: argparse.Namespace) -> None:
+    """Refuses numbers out of their range, before a policy loads.
+
+    Args:
+        args: With any of the flags of `add_policy_flags` and `add_sampling_flags`.
+
+    Raises:
+        ConfigError: Naming the number.
+    """
+    batch_sizes = ("generation_batch_size", "reward_batch_size")
+    check_ranges({name: getattr(args, name, None) for name in batch_sizes})
+    names = ("max_new_tokens", "temperature", "top_p")
+    SamplingConfig(max_new_tokens=1).changed(**{n: getattr(args, n, None) for n in names})
+
+
 def quick_manifest(policy: str, base_model: str | None) -> RunManifest | None:
     """The policy's `moodpo.json`, before anything heavy is imported; None where there is none.
 
@@ -129,6 +147,7 @@ def load_baseline_policy(args: argparse.Namespace) -> BaselinePolicy:
     """The saved baseline that the flags name."""
     from moodpo.baselines import load_baseline
 
+    check_request(args)
     quiet_loading()
     return load_baseline(
         args.policy,
@@ -150,6 +169,8 @@ def load_policy(args: argparse.Namespace, objectives: Sequence[str] | None) -> S
         ConfigError: If values for the chat template cannot be read, or are given for a policy
             that has those it was trained with.
     """
+    check_request(args)
+
     from moodpo.serving.policy import SteerablePolicy
 
     quiet_loading()

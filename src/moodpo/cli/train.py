@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from moodpo.cli import checks
 from moodpo.cli.console import is_main_process, note, print_out, quiet_loading
-from moodpo.cli.prompts import fit_prompts, read_prompts
+from moodpo.cli.prompts import read_prompts
 from moodpo.cli.settings import TrainSettings, read_settings, train_help
 from moodpo.cli.tracking import choose_trackers, finish_wandb, start_wandb
 from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError
 from moodpo.manifest import RunManifest, check_continuation
 from moodpo.tasks import get_task
+from moodpo.training.inherited import check_script_flags
+from moodpo.training.lengths import check_lengths, fit_prompts
 from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH
 
 if TYPE_CHECKING:
@@ -37,8 +39,9 @@ def run(argv: Sequence[str]) -> int:
     checks.check_settings(settings)
     numbers = checks.check_numbers(settings.trainer_arguments)
     source = checks.resolve_model(str(settings.run.sft_model_path))
-    checks.check_lengths(
-        source,
+    check_lengths(
+        source.path,
+        source.max_positions,
         max_prompt_length=int(numbers.get("max_prompt_length", MAX_PROMPT_LENGTH)),
         max_new_tokens=int(numbers.get("max_new_tokens", MAX_NEW_TOKENS)),
     )
@@ -106,6 +109,7 @@ def _check_against(
     held_out: LoadedPrompts | None,
 ) -> None:
     """Refuses settings that do not fit the objectives, the data, or an earlier iteration."""
+    check_script_flags(args, settings.given)
     K = len(conditioner.objectives)
     if len(args.concentration) not in (1, K):
         raise ConfigError(
@@ -144,6 +148,7 @@ def _train(
         load_policy,
         load_tokenizer,
     )
+    from moodpo.training.datasets import check_batches
     from moodpo.training.observe import InterruptCallback
     from moodpo.training.trainer import MOODPOTrainer
 
@@ -158,6 +163,7 @@ def _train(
     if held_out is not None:
         held_out = fit_prompts(held_out, conditioner, tokenizer, **limits)
         note(f"held out    {held_out.report}")
+    check_batches(len(prompts), args)
     set_seed(args.seed)  # a fresh adapter is drawn from the global generator
     loaded = load_policy(settings, source, start, args)
     note(f"policy      {_describe_policy(settings, source, start)}")
@@ -169,8 +175,8 @@ def _train(
             ref_model=loaded.ref_model,
             reward_funcs=settings.run.reward_models or (),
             args=args,
-            train_dataset=prompts.dataset,
-            eval_dataset=held_out.dataset if held_out else None,
+            train_dataset=prompts,
+            eval_dataset=held_out,
             processing_class=tokenizer,
             peft_config=loaded.peft_config,
             conditioner=conditioner,

@@ -57,6 +57,7 @@ from moodpo.evaluation.results import (
     mean_over_prompts,
 )
 from moodpo.evaluation.weights import check_weights, default_weights, load_weights_file
+from moodpo.prompts import as_prompts
 from moodpo.records import Answer, Prompt, prompt_text
 
 if TYPE_CHECKING:
@@ -200,7 +201,8 @@ def sweep(
         The results, without metrics: see `analyze`.
 
     Raises:
-        DataError: If there are no prompts, or a column has another length.
+        DataError: If there are no prompts or something else was passed as such, or a column has
+            another length.
         WeightsError: If the weights do not fit the objectives.
         RewardSpecError: If the panel's names are not the policy's objectives.
         ConfigError: If a sweep is to be resumable but nothing identifies the policy, if the seed
@@ -211,11 +213,13 @@ def sweep(
     """
     objectives = tuple(policy.objectives)
     signed = tuple(getattr(policy, "signed", ()))
-    _check_arguments(objectives, prompts, panel, baseline_policy, columns or {})
+    prompts = as_prompts(prompts)
+    columns = {name: list(values) for name, values in (columns or {}).items()}
+    _check_arguments(objectives, prompts, panel, baseline_policy, columns)
     task = _Task(
         objectives=objectives,
         prompts=prompts,
-        columns=columns or {},
+        columns=columns,
         weights=check_weights(
             default_weights(len(objectives), signed=[name in signed for name in objectives])
             if weights is None
@@ -267,6 +271,11 @@ def evaluate_policy(
     Raises:
         MOODPOError: As `sweep`.
     """
+    if num_resamples < 1 or not 0 < confidence < 1:
+        raise ConfigError(
+            f"num_resamples must be at least 1 and confidence between 0 and 1; got {num_resamples} "
+            f"and {confidence}."
+        )
     result = sweep(policy, prompts, panel, sampling=sampling, **options)
     started = time.perf_counter()
     analyzed = analyze(

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from moodpo.containers import rows_of, values_by_name
 from moodpo.errors import WeightsError
 from moodpo.evaluation.results import FloatArray
-from moodpo.preferences import validate_weights
+from moodpo.preferences import validate_weights, weight_rows
 
 __all__ = ["check_weights", "default_weights", "load_weights_file"]
 
@@ -110,7 +111,8 @@ def check_weights(
     """Weight vectors as a float64 array on the simplex.
 
     Args:
-        weights: `[W, K]`, an array, tensor or nested sequence; rows are normalized.
+        weights: `[W, K]`, an array, tensor, nested sequence, or a table or list of mappings that
+            is read by name; rows are normalized.
         objectives: K names.
         signed: Names whose weight may be negative.
 
@@ -121,7 +123,16 @@ def check_weights(
         WeightsError: If the shape is wrong or a row is not K non-negative numbers with a positive
             sum.
     """
-    values = np.asarray(weights, dtype=np.float64)
+    rows = rows_of(weights)
+    if rows and any(values_by_name(row, objectives) is not None for row in rows):
+        return np.array(weight_rows(rows, objectives, count=len(rows), signed=signed))
+    try:
+        values = np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise WeightsError(
+            f"weights must be [W, {len(objectives)}] numbers with one column per objective "
+            f"({', '.join(objectives)}); got a {type(weights).__name__} of something else."
+        ) from None
     if values.ndim != 2 or not len(values) or values.shape[1] != len(objectives):
         raise WeightsError(
             f"weights must be [W, {len(objectives)}] with one column per objective "

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,16 @@ from torch import Tensor, nn
 
 from moodpo.conditioning import Conditioner
 from moodpo.core.logps import collate_sequences, completion_logps, head_is_linear
-from moodpo.errors import ConfigError, ManifestError, WeightsError
+from moodpo.errors import ConfigError, ManifestError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, read_answer, token_roles
 from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
-from moodpo.preferences import validate_bounds, validate_weights
+from moodpo.preferences import validate_bounds, weight_rows
+from moodpo.prompts import as_prompts
 from moodpo.records import Answer, Prompt, TokenIds, prompt_text
 from moodpo.serving.files import PolicyFiles, find_policy, locate_base
+from moodpo.training.limits import check_ranges
 from moodpo.training.rollout import derive_seed
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ __all__ = ["SteerablePolicy"]
 LOGP_ROWS = 32  # sequences of one forward pass
 DEFAULT_SAMPLING = SamplingConfig(max_new_tokens=128)
 
-ObjectiveWeights = Mapping[str, float] | Sequence[Any] | Tensor
+ObjectiveWeights = Mapping[str, float] | Sequence[Any] | Tensor | Any  # arrays and tables, too
 
 
 class SteerablePolicy:
@@ -119,6 +121,7 @@ class SteerablePolicy:
                 model of an adapter is not to be found.
             ConfigError: If the objectives are not those of `moodpo.json`.
         """
+        check_ranges({"generation_batch_size": generation_batch_size})
         files = find_policy(policy, base_model=base_model)
         conditioner = conditioner or _conditioner(files, objectives)
         where = torch.device(device) if device is not None else _default_device()
@@ -172,7 +175,7 @@ class SteerablePolicy:
 
     def generate(
         self,
-        prompts: str | Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt],
         objective_weights: ObjectiveWeights,
         *,
         lower_bounds: Mapping[str, float] | None = None,
@@ -186,9 +189,11 @@ class SteerablePolicy:
         An answer depends on its prompt, its weights and the seed: not on the other prompts.
 
         Args:
-            prompts: One text, one conversation that ends with a user turn, or N of them.
+            prompts: One text, one conversation that ends with a user turn, one message of the
+                user, or N texts and conversations.
             objective_weights: By name (missing names weigh 0), K values, or `[N, K]`: one row per
-                prompt. Normalized to sum to 1, in size where weights are signed.
+                prompt. A Series or table is read by its labels. Normalized to sum to 1, in size
+                where weights are signed.
             lower_bounds: What objectives must reach, by name, in raw reward; as the policy was
                 made when None. Only of objectives that it was trained with bounds on.
             max_new_tokens: Longest answer in tokens; as in training when None.
@@ -200,12 +205,13 @@ class SteerablePolicy:
             N answers.
 
         Raises:
+            DataError: If something else was passed as prompts, or one holds no text.
             WeightsError: If the weights do not fit the objectives or the prompts, or the bounds
                 not the training.
         """
         policy = self if lower_bounds is None else self.bounded_by(lower_bounds)
-        asked = _as_prompts(prompts)
-        rows = self._rows(objective_weights, len(asked))
+        asked = as_prompts(prompts)
+        rows = weight_rows(objective_weights, self.objectives, count=len(asked), signed=self.signed)
         changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         answers = policy.sample(
             asked,
@@ -392,22 +398,6 @@ class SteerablePolicy:
     def _read_bounds(self, lower_bounds: Mapping[str, float] | None) -> tuple[float, ...]:
         return validate_bounds(lower_bounds, self.objectives, self.conditioner.lower_bounds)
 
-    def _rows(self, objective_weights: ObjectiveWeights, count: int) -> list[tuple[float, ...]]:
-        """N weight vectors on the simplex."""
-        read = partial(validate_weights, objectives=self.objectives, signed=self.signed)
-        if isinstance(objective_weights, Mapping):
-            return [read(objective_weights)] * count
-        values = objective_weights
-        values = values.tolist() if hasattr(values, "tolist") else list(values)
-        if not values or not isinstance(values[0], Mapping | Sequence):
-            return [read(values)] * count
-        if len(values) != count:
-            raise WeightsError(
-                f"objective_weights has {len(values)} rows but there are {count} prompts. Pass "
-                "one row per prompt, or one weight vector for all."
-            )
-        return [read(row) for row in values]
-
 
 class _WithoutAdapter(SteerablePolicy):
     """A policy with its adapter switched off while it samples."""
@@ -508,13 +498,6 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 
 
 # --- arguments ------------------------------------------------------------------------------
-
-
-def _as_prompts(prompts: str | Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    items: list[Any] = list(prompts)
-    return [items] if items and isinstance(items[0], Mapping) else items
 
 
 def _key(prompt: Prompt) -> str:

@@ -18,6 +18,7 @@ from moodpo.core.loss import LOSS_TYPES
 from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
 from moodpo.preferences import parse_bound_ranges
+from moodpo.training.inherited import check_inherited, check_launch
 from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
 from moodpo.training.samplers import WEIGHT_SAMPLERS, check_uniform
 
@@ -273,7 +274,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     rooms: ClassVar[tuple[str, ...]] = ("rollout", "weights", "rewards", "loss", "logs")
 
     def __post_init__(self) -> None:
-        """Checks ranges, then lets `TrainingArguments` do its own."""
+        """Checks ranges and what cannot work, then lets `TrainingArguments` do its own."""
         given: Any = self.concentration
         self.concentration = [float(given)] if isinstance(given, (int, float)) else given
         self.chat_template_kwargs = read_template_kwargs(self.chat_template_kwargs)
@@ -281,7 +282,9 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         self._check_choices()
         self._check_weights()
         self._check_pairs()
+        check_inherited(self)
         super().__post_init__()
+        check_launch(self)
 
     def make_conditioner(
         self, objectives: Sequence[str], *, prompt_template: str | None = None

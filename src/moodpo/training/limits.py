@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from moodpo.errors import ConfigError
@@ -40,6 +41,14 @@ RANGES: Mapping[str, tuple[float, float | None]] = {
     "rpo_alpha": (0, None),
     "log_completions": (0, None),
     "learning_rate": (0, None),
+    "num_train_epochs": (0, None),
+    "weight_decay": (0, None),
+    "max_grad_norm": (0, None),
+    "warmup_steps": (0, None),
+    "neftune_noise_alpha": (0, 100),  # 5 to 15 are in use
+    "dataloader_num_workers": (0, None),
+    "seed": (0, 2**32 - 1),  # what numpy's generator takes
+    "data_seed": (0, 2**32 - 1),
 }
 """Smallest and largest value of each setting; None is unbounded."""
 
@@ -51,7 +60,8 @@ def check_ranges(values: Mapping[str, float | None]) -> None:
         values: Any settings by name; None and those without a range are not looked at.
 
     Raises:
-        ConfigError: Naming the setting, its range and what was given. NaN is in no range.
+        ConfigError: Naming the setting, its range and what was given. NaN and infinity are in
+            none.
     """
     ranges = dict(RANGES)
     if "max_new_tokens" in values:
@@ -60,6 +70,6 @@ def check_ranges(values: Mapping[str, float | None]) -> None:
         value = values.get(name)
         if value is None:
             continue
-        if not low <= value or (high is not None and value > high):
-            upper = "" if high is None else f" and at most {high:g}"
+        if not low <= value < math.inf or (high is not None and value > high):
+            upper = "" if high is None else f" and at most {high:.10g}"
             raise ConfigError(f"{name} must be at least {low:g}{upper}; got {value}.")

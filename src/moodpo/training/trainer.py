@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,6 @@ from transformers import (
     Trainer,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from moodpo.chat_templates import warn_of_dates
 from moodpo.conditioning import Conditioner
@@ -41,17 +41,25 @@ from moodpo.core.logps import (
 )
 from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
 from moodpo.core.pairing import gap_threshold
-from moodpo.errors import ConfigError, DivergenceError, ManifestError, RewardSpecError
+from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
 from moodpo.generation.base import Generator, SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import padding_token_id, token_roles
-from moodpo.manifest import RunManifest, write_json
+from moodpo.manifest import RunManifest, check_continuation, write_json
 from moodpo.records import PairBatch, PromptBatch, RolloutBatch
 from moodpo.rewards import Reward, RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer, NormalizerKind
 from moodpo.training.batching import by_token_budget, spread_over_passes
 from moodpo.training.card import write_model_card
+from moodpo.training.checkpoints import STATE_NAME, find_checkpoint
 from moodpo.training.config import MOODPOConfig
+from moodpo.training.datasets import (
+    check_batches,
+    check_dataset,
+    check_datasets,
+    check_model_lengths,
+    fit_dataset,
+)
 from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.lookahead import Lookahead, replicate
 from moodpo.training.metrics import MetricStore, PhaseClock
@@ -70,7 +78,6 @@ __all__ = ["MOODPOTrainer"]
 
 logger = logging.getLogger(__name__)
 
-STATE_NAME = "moodpo_state.json"
 REFERENCE_TOKENS = 16_384  # tokens of one no-grad forward pass
 # Tokens of one training pass with activation checkpointing, where one hidden state per token and
 # block is kept: fewer bytes than one pair takes without.
@@ -95,9 +102,11 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         reward_funcs: At least two: preset names, model paths, `PreTrainedModel`s, or callables
             `f(prompts, completions, **columns) -> list[float | None]`, as in TRL.
         args: The settings.
-        train_dataset: Rows with a `prompt`: text, or messages that end with a user turn. Other
-            columns reach reward functions.
-        eval_dataset: The same, for `evaluate()`.
+        train_dataset: Rows with a `prompt`: text, or messages that end with a user turn; a
+            `datasets.Dataset`, what `load_prompts` gives, or a list. Other columns reach reward
+            functions. Empty prompts are dropped, and those over `args.max_prompt_length` are
+            dropped or cut, as the log says.
+        eval_dataset: The same, or several by name, for `evaluate()`.
         processing_class: The policy's tokenizer; by default the model's own.
         peft_config: Wraps the model in a fresh adapter.
         conditioner: How weights are written; by default as `args` and the reward names say.
@@ -115,6 +124,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
 
     Raises:
         ConfigError: If the settings and the model do not fit together.
+        DataError: If prompts cannot be used, or none fits.
         RewardSpecError: If a reward is not one, or there are fewer than two.
     """
 
@@ -143,7 +153,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = args or MOODPOConfig(output_dir="moodpo-output")
+        datasets = check_datasets(args, train_dataset, eval_dataset)
         model, tokenizer = _load(model, processing_class, args)
+        check_model_lengths(model, args)
         base = base or getattr(model.config, "_name_or_path", None) or None
         if peft_config is not None:
             set_seed(args.seed)  # a fresh adapter is drawn from the global generator
@@ -180,6 +192,11 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                 f"{panel.names}. Give both in the same order."
             )
         warn_of_dates(tokenizer, conditioner.chat_template_kwargs)
+        self.train_dataset, self.eval_dataset = (
+            fit_dataset(each, conditioner, tokenizer, args) for each in datasets
+        )
+        if self.train_dataset is not None:
+            check_batches(len(self.train_dataset), args)
         self.reference = make_reference(
             args.reference, self.model, base=base, start=start, ref_model=self._place(ref_model)
         )
@@ -212,12 +229,20 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         """Names of the objectives, in the order of every weight vector."""
         return self.collector.conditioner.objectives
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As `transformers.Trainer.train`; resuming restores reward statistics and open metrics."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-        if isinstance(resume_from_checkpoint, str):
-            self._restore_state(Path(resume_from_checkpoint))
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, **kwargs: Any
+    ) -> Any:
+        """As `transformers.Trainer.train`; resuming restores reward statistics and open metrics.
+
+        Raises:
+            ConfigError: If there is no complete checkpoint to resume from.
+            ManifestError: If it is of a run that writes weights otherwise.
+        """
+        if resume_from_checkpoint:
+            folder, checkpoint = self.args.output_dir, resume_from_checkpoint
+            found = find_checkpoint(checkpoint, folder, warn=logger.warning)
+            self._restore_state(found)
+            resume_from_checkpoint = str(found)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
@@ -366,6 +391,15 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         with self.accelerator.autocast():
             loss = self._loss(model, batch, "eval")
         return loss.detach(), None, None
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As `transformers.Trainer.get_eval_dataloader`; what is passed is checked and fitted."""
+        own = eval_dataset is None or isinstance(eval_dataset, str)  # a name among several
+        return super().get_eval_dataloader(eval_dataset if own else self._fit(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As `transformers.Trainer.get_test_dataloader`; the data set is checked and fitted."""
+        return super().get_test_dataloader(self._fit(test_dataset))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `transformers.Trainer.evaluate`, with every training metric on held-out prompts."""
@@ -690,6 +724,10 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             if isinstance(callback, PhaseProgress):
                 callback.show(phase)
 
+    def _fit(self, dataset: Any) -> Any:
+        checked = check_dataset(dataset, "the data set")
+        return fit_dataset(checked, self.collector.conditioner, self.collector.tokenizer, self.args)
+
     def _replace_progress_bar(self) -> None:
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PhaseProgress)
@@ -764,14 +802,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         }
 
     def _restore_state(self, checkpoint: Path) -> None:
-        RunManifest.load(checkpoint)
-        path = checkpoint / STATE_NAME
-        if not path.is_file():
-            raise ManifestError(
-                f"{checkpoint} has no {STATE_NAME}: it is not a checkpoint that training can go on "
-                "from. Pass a checkpoint-* folder, or start an iteration with --model_path."
-            )
-        state = json.loads(path.read_text(encoding="utf-8"))
+        check_continuation(RunManifest.load(checkpoint), self.manifest(), source=str(checkpoint))
+        state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
         self.normalizer = Normalizer.from_state_dict(state["normalizer"])
         if self.collector.sampler.state_dict():
             self.collector.sampler.load_state_dict(state.get("weight_sampler", {}))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moodpo.cli.prompts import fit_prompts, longest_instruction, read_prompts, truncate_prompt
+from moodpo.cli.prompts import read_prompts
 from moodpo.conditioning import Conditioner
-from moodpo.errors import DataError
+from moodpo.errors import ConfigError, DataError
+from moodpo.training.lengths import (
+    check_lengths,
+    fit_prompts,
+    longest_instruction,
+    max_positions,
+    truncate_prompt,
+)
 from tiny_policies import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()  # one token per byte
@@ -99,3 +108,60 @@ def test_a_conversation_loses_the_end_of_its_last_turn_only():
     shorter = truncate_prompt(turns, lambda prompt: len(prompt[-1]["content"]) <= 3)
     assert shorter == [*turns[:2], {"role": "user", "content": "abc"}]
     assert turns[-1]["content"] == "abcdef"
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"n_positions": 64}, 64),
+        ({"max_position_embeddings": 128}, 128),
+        ({"text_config": {"max_position_embeddings": 256}}, 256),
+        ({"text_config": None, "n_positions": 64}, 64),
+        ({"max_position_embeddings": -1}, None),  # relative positions: there is no limit
+        ({}, None),
+    ],
+)
+def test_lengths_must_leave_room(config, limit):
+    assert max_positions(config) == limit
+    if limit is None:
+        return check_lengths("m", None, max_prompt_length=10**6, max_new_tokens=1)
+    check_lengths("m", limit, max_prompt_length=limit - 8, max_new_tokens=8)
+    with pytest.raises(ConfigError, match=f"m has {limit} pos.*max_prompt_length to {limit - 8}"):
+        check_lengths("m", limit, max_prompt_length=limit - 7, max_new_tokens=8)
+    with pytest.raises(ConfigError, match=f"max_new_tokens below {limit}"):
+        check_lengths("m", limit, max_prompt_length=1, max_new_tokens=limit)
+    return None
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if m.role == messages[loop.index0 - 1].role and loop.index0 %}"
+    "{{ raise_exception('Roles must alternate.') }}{% endif %}{{ m.role }}: {{ m.content }}\n"
+    "{% endfor %}"
+)
+
+
+def test_a_template_that_refuses_a_conversation_names_its_row(tmp_path):
+    twice = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    path = tmp_path / "p.jsonl"
+    rows = [[], [{"role": "user", "content": "fine"}], twice]
+    path.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    loaded = read_prompts(str(path), column="prompt", embedded="train")
+    tokenizer = tiny_tokenizer(ALTERNATING)
+    said = (
+        r"p\.jsonl, line 3: the policy's chat template refuses .*Roles must alternate.*user, user"
+    )
+    with pytest.raises(DataError, match=said):
+        fit_prompts(loaded, CONDITIONER, tokenizer, max_prompt_length=500, overflow="drop")
+
+
+def test_prompts_that_fit_are_not_measured_again(tmp_path, monkeypatch):
+    loaded = load(tmp_path, "short", "0123456789 " * 30)
+    settings = {"max_prompt_length": length("short"), "overflow": "truncate"}
+    fitted = fit_prompts(loaded, CONDITIONER, TOKENIZER, **settings)
+    assert fitted.report.too_long_truncated == 1
+    wider = fit_prompts(fitted, CONDITIONER, TOKENIZER, **{**settings, "max_prompt_length": 900})
+    assert wider.prompts == fitted.prompts
+    monkeypatch.setattr("moodpo.training.lengths.filter_long_prompts", None)
+    assert fit_prompts(fitted, CONDITIONER, TOKENIZER, **settings) is fitted
+    with pytest.raises(TypeError):  # another limit is another question
+        fit_prompts(fitted, CONDITIONER, TOKENIZER, max_prompt_length=20, overflow="truncate")
