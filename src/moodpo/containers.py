@@ -79,7 +79,7 @@ def _is_table(value: Any) -> bool:
 def _holds_values(value: Any) -> bool:
     """Whether an entry is a vector itself, and no number."""
     if hasattr(value, "ndim"):
-        return bool(value.ndim)
+        return bool(value.ndim or getattr(value.dtype, "names", None))
     return isinstance(value, Mapping | Sequence) and not isinstance(value, str | bytes)
 
 

@@ -131,6 +131,11 @@ def check_launch(args: Any) -> None:
                 f"accelerator_config.{name} cannot work here: every process draws its own "
                 "prompts, by their place in the whole batch. Leave it out."
             )
+    if args.warmup_steps and args.lr_scheduler_type == "constant":
+        raise ConfigError(
+            f"warmup_steps={args.warmup_steps} cannot work with lr_scheduler_type=constant, which "
+            "has no warm-up. Use constant_with_warmup."
+        )
     if args.fp16 and args.device.type == "cpu":
         raise ConfigError(
             "fp16 needs a GPU: a CPU trains in float32 or bfloat16. Pass bf16, or leave it out."
