@@ -14,7 +14,7 @@ from moodpo.evaluation.weights import check_weights
 from moodpo.preferences import validate_weights, weight_rows
 
 NAMES = ("a", "b")
-ByName = namedtuple("ByName", ["b", "a"])  # noqa: PYI024
+ByName = namedtuple("ByName", ["b", "a"])
 RECORD = np.array([(0.75, 0.25), (0.5, 0.5)], dtype=[("b", float), ("a", float)])
 
 ONE = [

@@ -36,6 +36,12 @@ property_settings = settings(
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 
 
+LFS_POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+
+
 def put(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
@@ -307,6 +313,16 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
         ("p.csv", b"PROMPT,id\na,1\n", "did you mean 'PROMPT'?"),
         ("p.csv", b"id,text\n1,a\n", "it has 'id', 'text': pass --prompt_column"),
         ("p.csv", b"id;prompt\n1;a\n", "expected commas between columns, got ';'"),
+        ("p.csv", b'"prompt";"kind"\n"a";"b"\n', "expected commas between columns, got ';'"),
+        ("p.csv", b'"id"\t"prompt"\r\n1\t"a, b"\r\n', r"expected commas between columns, got '\t'"),
+        ("p.csv", b"text|kind\na|b\n", "expected commas between columns, got '|'"),
+        ("p.csv", b"text;kind\rHello, you;b\r", "has the header 'text;kind': expected commas"),
+        ("p.csv", b"sep=;\nprompt;kind\na;b\n", "line 'sep=;', which names ';' as separator"),
+        ("p.csv", b'\xef\xbb\xbf"SEP=\t"\r\nprompt\tkind\r\n', "as separator"),
+        ("p.csv", LFS_POINTER, "is a Git LFS pointer"),
+        ("p.jsonl", LFS_POINTER, "`git lfs pull`"),
+        ("p.json", LFS_POINTER, "`git lfs pull`"),
+        ("p.parquet", LFS_POINTER, "is a Git LFS pointer"),
         ("p.csv", b"prompt,prompt\na,b\n", "more than one column 'prompt'"),
         ("p.csv", b"prompt\nok\nHello, you\n", "row 2 (line 3): 2 cells, expected 1"),
         ("p.csv", b'id,prompt\n1,"a\nb"\n2\n', "row 2 (line 4): 1 cells, expected 2"),
@@ -342,6 +358,29 @@ def test_bad_files_say_what_and_where(tmp_path: Path, name: str, content: bytes,
     assert name in message
     assert said in message
     assert len(message) < 700
+
+
+@pytest.mark.parametrize(
+    ("content", "column"),
+    [
+        (b"what; why\na\n", "what; why"),  # one column, whatever its name holds
+        (b"prompt;x,kind\na,b\n", "prompt;x"),
+        (b"\xef\xbb\xbf\xef\xbb\xbfprompt\na\n", "prompt"),  # exports stack byte order marks
+        (b"sep,prompt\n1,a\n", "prompt"),
+    ],
+)
+def test_what_only_looks_like_another_separator(
+    tmp_path: Path, content: bytes, column: str
+) -> None:
+    assert load_prompts(put(tmp_path / "p.csv", content), prompt_column=column).prompts == ["a"]
+
+
+def test_conversations_in_cells_stay_texts_with_a_warning(tmp_path: Path) -> None:
+    talk = json.dumps([user("Hi")])
+    write_csv(tmp_path / "p.csv", [{"prompt": talk}, {"prompt": "[1] is a citation"}])
+    with pytest.warns(UserWarning, match="1 of 2 prompts look like conversations in JSON"):
+        loaded = load_prompts(tmp_path / "p.csv")
+    assert loaded.prompts == [talk, "[1] is a citation"]
 
 
 def test_parquet_without_the_column(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from moodpo.baselines.members import (
     train_members,
 )
 from moodpo.conditioning import Conditioner
-from moodpo.errors import ConfigError
+from moodpo.errors import ConfigError, DataError
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.rollout import derive_seed
 from moodpo.training.trainer import MOODPOTrainer
@@ -183,3 +183,23 @@ def test_a_model_that_carries_an_adapter_is_refused(tmp_path):
     model = add_adapter(tiny_model(), lora(), "x", seed=0)
     with pytest.raises(ConfigError, match="carries an adapter"):
         Setup.of(model, **options(tmp_path))
+
+
+def test_baselines_drop_and_refuse_the_same_prompts_as_the_method(tmp_path, monkeypatch):
+    prompts = [*PROMPTS, "Say " + "very " * 40 + "much.", None]
+    rows = [{"prompt": prompt} for prompt in prompts]
+    args = config(tmp_path, max_prompt_length=150)
+    setup = Setup.of(tiny_model(), **options(tmp_path, args=args, train_dataset=rows))
+    trainer = MOODPOTrainer(
+        tiny_model(),
+        reward_funcs=[vowels, capitals],
+        args=args,
+        train_dataset=rows,
+        processing_class=tiny_tokenizer(),
+        conditioner=setup.conditioner,
+    )
+    assert list(setup.train_dataset["prompt"]) == PROMPTS
+    assert list(trainer.train_dataset["prompt"]) == PROMPTS
+    monkeypatch.setattr("moodpo.baselines.members._load", None)
+    with pytest.raises(DataError, match="train_dataset has no column 'prompt'"):
+        Setup.of("org/model", **options(tmp_path, train_dataset=[{"text": "a"}]))

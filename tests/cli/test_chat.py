@@ -57,6 +57,46 @@ def test_other_commands(chat, capsys):
     assert chat.policy.asked == []
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("//help", "/help"),
+        ("/etc/hosts, what is it?", "/etc/hosts, what is it?"),
+        ("/2 of 3", "/2 of 3"),
+        ("/wights brevity=1", None),
+        ("/Reset", "/Reset"),
+        ("/", None),
+    ],
+)
+def test_a_message_may_begin_with_a_slash(chat, capsys, line, said):
+    assert chat.take(line)
+    if said is None:
+        assert chat.policy.asked == []
+        assert f"a message that begins so is written /{line.split()[0]}" in capsys.readouterr().err
+    else:
+        assert chat.policy.asked[0][0][0]["content"] == said
+
+
+def test_a_full_context_says_how_to_go_on(run, trained, monkeypatch):
+    lines = "Hello\n" + "x" * 2100 + "\n/reset\nHello\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    outcome = run("chat", trained, "--weights", "brevity=1", "--max_new_tokens", 5)
+    assert outcome.code == 0, outcome.err
+    assert "no room for a completion" in outcome.err
+    assert "Forget the conversation with /reset." in outcome.err
+    assert outcome.out.count("\n") >= 2
+
+
+def test_an_undecodable_byte_spoils_its_own_line_alone(run, trained, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n/weights\nHello\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    outcome = run("chat", trained, "--weights", "brevity=1", "--max_new_tokens", 5)
+    assert outcome.code == 0, outcome.err
+    assert "character 4 of the prompt is half of a surrogate pair, or a byte" in outcome.err
+    assert outcome.err.count("weights: brevity=1") == 2
+    assert outcome.out.strip()
+
+
 def test_a_conversation_on_standard_input(run, trained, monkeypatch):
     lines = "Hello\n/weights humor=1\n/weights detail=1\nAgain\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))

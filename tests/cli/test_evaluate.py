@@ -110,6 +110,10 @@ def test_a_missed_threshold_fails(run, trained, flags, tmp_path):
         (["--prompt_column", "text"], "no column 'text'"),
         (["--weights", "nope.csv"], "not allowed with|nope.csv"),
         (["--held_out_reward_models", "nope"], "Unknown reward 'nope'"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--num_prompts", "0"], "--num_prompts at least 1"),
+        (["--reward_batch_size", "0"], "reward_batch_size must be at least 1; got 0"),
+        (["--top_p", "2"], "top_p must be above 0"),
     ],
 )
 def test_refused_before_a_model_loads(run, trained, flags, monkeypatch, more, message):

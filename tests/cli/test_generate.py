@@ -74,13 +74,30 @@ def test_a_plain_model_takes_its_objectives_from_the_weights(run, policy):
         (["--weights", "humor=1", "Hello"], "Unknown objective 'humor'"),
         (["--weights", "brevity", "Hello"], "Cannot read 'brevity'"),
         (["--weights", WEIGHTS, "--top_p", "2", "Hello"], "top_p must be"),
+        (["--weights", WEIGHTS, "--temperature", "-1", "Hello"], "temperature must be"),
+        (["--weights", WEIGHTS, "--max_new_tokens", "0", "Hello"], "max_new_tokens must be"),
+        (["--weights", WEIGHTS, "--generation_batch_size", "0", "Hello"], "must be at least 1"),
+        (["--weights", "brevity=0.7", "detail=0.3", "Hello"], "'detail=0.3' stands by itself"),
+        (["--weights", "brevity=0.7,", "detail=.3", "Hello"], "Join weights by commas"),
+        (["--weights", "brevity=1e308,detail=1e308", "Hello"], "more than a number can hold"),
+        (["--weights", WEIGHTS, "caf\udce9"], "byte that is not UTF-8"),
         (["--weights", WEIGHTS, "--dtype", "int8", "Hello"], "invalid choice"),
     ],
 )
-def test_bad_input(run, trained, flags, message):
+def test_bad_input(run, trained, flags, message, monkeypatch):
+    monkeypatch.setattr(SteerablePolicy, "from_pretrained", None)
     outcome = run("generate", trained, *flags)
     assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err
+
+
+def test_a_policy_and_a_prompt_may_hold_equals_signs(run, trained, tmp_path):
+    link = tmp_path / "lr=1e-3"
+    link.symlink_to(trained)
+    outcome = run("generate", link, "--weights", WEIGHTS, *SHORT, "Solve x=3 for me.")
+    assert outcome.code == 0, outcome.err
+    stray = run("generate", "--weights", "brevity=0.7", "detail=0.3", trained, "Hello")
+    assert "'detail=0.3' stands by itself" in stray.err
 
 
 @pytest.mark.parametrize("name", ["./nope", "org/nope", "nope"])

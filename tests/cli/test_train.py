@@ -261,6 +261,22 @@ def test_an_interrupted_run_saves_and_can_go_on(run, train_flags, tmp_path):
         (["--weight_format", "roman"], "Unknown weight_format 'roman'"),
         (["--max_prompt_length", "20"], "are longer than max_prompt_length = 20"),
         (["--load_best_model_at_end", "True"], "save and eval strategy"),
+        (["--do_train", "False"], "do_train=False cannot work here"),
+        (["--do_eval", "True"], "Pass --eval_strategy epoch"),
+        (["--do_predict", "True"], "Use `moodpo generate`"),
+        (["--label_smoothing_factor", "0.3"], "Use label_smoothing,"),
+        (["--train_sampling_strategy", "group_by_length"], "Use random or sequential"),
+        (["--include_num_input_tokens_seen", "all"], "include_num_input_tokens_seen"),
+        (["--neftune_noise_alpha", "-1"], "neftune_noise_alpha must be at least 0"),
+        (["--torch_compile", "True"], "torch_compile=True cannot work here"),
+        (["--fp16", "True"], "fp16 needs a GPU"),
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--temperature", "inf"], "temperature must be at least 0.0001; got inf"),
+        (
+            ["--dataloader_drop_last", "True", "--per_device_train_batch_size", "7"],
+            "dataloader_drop_last leaves no batch: there are 6 prompts",
+        ),
+        (["--resume_from_checkpoint", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_refused_before_a_model_loads(run, train_flags, tmp_path, monkeypatch, flags, message):

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -356,6 +357,11 @@ class Bytes(RulePolicy):
     ("options", "error", "reason"),
     [
         ({"prompts": []}, DataError, "no prompts"),
+        ({"prompts": None}, DataError, "prompts are None"),
+        ({"prompts": ["a", None]}, DataError, "Prompt 2 of 2 holds no text"),
+        ({"prompts": pd.DataFrame({"prompt": PROMPTS})}, DataError, "Pass one column"),
+        ({"prompts": [[{"role": "assistant", "content": "a"}]]}, DataError, "prompt 1: .*ends"),
+        ({"seed": -1}, ConfigError, "seed must be at least 0"),
         ({"columns": {"x": [1]}}, DataError, "'x' has 1 values for 6"),
         ({"weights": [[1.0, 0.0, 0.0]]}, WeightsError, r"must be \[W, 2\]"),
         ({"panel": CountPanel(names=("agree",))}, RewardSpecError, "objectives are agree, digits"),
@@ -373,6 +379,26 @@ class Bytes(RulePolicy):
 def test_what_does_not_fit_is_refused(options, error, reason):
     with pytest.raises(error, match=reason):
         run(**options)
+
+
+@pytest.mark.parametrize("options", [{"num_resamples": 0}, {"confidence": 1.0}])
+def test_numbers_of_the_analysis_are_checked_before_the_sweep(options):
+    policy = RulePolicy()
+    with pytest.raises(ConfigError, match="num_resamples must be at least 1 and confidence"):
+        evaluate_policy(policy, PROMPTS, CountPanel(), sampling=SAMPLING, **options)
+    assert not policy.asked
+
+
+def test_containers_with_labels_are_read_by_them_or_in_order():
+    shuffled = [3, 5, 0, 1, 4, 2]
+    table = pd.DataFrame({"digits": WEIGHTS[:, 1], "agree": WEIGHTS[:, 0]}, index=[7, 8, 9])
+    prompts = pd.Series(PROMPTS, index=shuffled)
+    columns = {"x": pd.Series([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], index=shuffled)}
+    panels = [CountPanel(), CountPanel(names=("column",))]
+    result = run(prompts=prompts, weights=table, held_out=panels[1], columns=columns)
+    assert content(result)["rewards"] == content(run())["rewards"]
+    np.testing.assert_array_equal(result.weights, WEIGHTS)
+    assert result.held_out.rewards[0, :, 0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_a_reward_without_any_score_does_not_end_the_sweep():

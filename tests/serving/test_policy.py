@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from moodpo.conditioning import Conditioner
-from moodpo.errors import ConfigError, GenerationError, ManifestError, WeightsError
+from moodpo.errors import ConfigError, DataError, GenerationError, ManifestError, WeightsError
 from moodpo.evaluation.journal import SweepJournal
 from moodpo.evaluation.sweep import prompt_seeds, sweep
 from moodpo.generation.base import SamplingConfig
@@ -140,6 +143,63 @@ def test_weights_that_do_not_fit(policy, weights, message):
         policy.generate(PROMPTS, weights)
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pd.Series({"detail": 0.9, "brevity": 0.1}),
+        pd.DataFrame({"detail": [0.9] * 3, "brevity": [0.1] * 3}, index=[5, 6, 7]),
+        [np.array([0.1, 0.9]), torch.tensor([0.1, 0.9]), {"detail": 0.9, "brevity": 0.1}],
+        np.array([[0.1, 0.9]] * 3),
+    ],
+)
+def test_labels_of_weights_count_and_not_their_place(policy, weights):
+    by_name = policy.generate(PROMPTS, {"brevity": 0.1, "detail": 0.9})
+    assert policy.generate(PROMPTS, weights) == by_name
+    assert policy.generate(pd.Series(PROMPTS, index=[2, 0, 1]), weights) == by_name
+
+
+@pytest.mark.parametrize(
+    ("prompts", "weights", "error"),
+    [
+        (None, HALF, DataError),
+        (7, HALF, DataError),
+        (["Hello", None], HALF, DataError),
+        (pd.DataFrame({"prompt": PROMPTS}), HALF, DataError),
+        ({"role": "assistant", "content": "a"}, HALF, DataError),
+        ([{"role": "system", "content": "no user turn"}], HALF, DataError),
+        ([{"content": "no role"}], HALF, DataError),
+        ([{"role": "user", "content": [{"type": "text", "text": "parts"}]}], HALF, DataError),
+        ("surrogate \ud800", HALF, DataError),
+        ("NUL \0", HALF, DataError),
+        (" ", HALF, DataError),
+        ("Hello", None, WeightsError),
+        ("Hello", "brevity=1", WeightsError),
+        ("Hello", 1.0, WeightsError),
+        ("Hello", {"brevity": None}, WeightsError),
+        ("Hello", pd.Series({"humor": 1.0}), WeightsError),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(policy, prompts, weights, error):
+    with pytest.raises(error):
+        policy.generate(prompts, weights)
+
+
+def test_a_conversation_that_the_template_refuses_is_bad_input(policy):
+    refusing = copy(policy)
+    refusing.tokenizer = tiny_tokenizer("{{ raise_exception('Roles must alternate.') }}")
+    with pytest.raises(DataError, match=r"template refuses the conversation: Roles must altern"):
+        refusing.generate("Hello", HALF)
+
+
+def test_numbers_out_of_range_are_refused_before_anything_loads(adapter, monkeypatch, policy):
+    monkeypatch.setattr("moodpo.serving.policy.find_policy", None)
+    with pytest.raises(ConfigError, match="generation_batch_size must be at least 1; got 0"):
+        SteerablePolicy.from_pretrained(adapter, generation_batch_size=0)
+    for name, value in (("temperature", -1), ("top_p", 2), ("max_new_tokens", 0)):
+        with pytest.raises(ConfigError, match=name):
+            policy.generate("Hello", HALF, **{name: value})
+
+
 def test_a_conversation_is_one_prompt(policy):
     turns = [
         {"role": "user", "content": "Hi"},
@@ -150,6 +210,7 @@ def test_a_conversation_is_one_prompt(policy):
     assert policy.generate([turns], HALF) == [answer]
     single = [{"role": "user", "content": "Hello"}]
     assert policy.generate(single, HALF) == policy.generate("Hello", HALF)
+    assert policy.generate(single[0], HALF) == policy.generate("Hello", HALF)
     assert policy.generate([], HALF) == []
 
 

@@ -81,7 +81,7 @@ def test_a_trainer_refuses_an_incomplete_checkpoint(name, run):
 
 def test_a_trainer_refuses_what_is_no_checkpoint(run, tmp_path):
     trainer = make_trainer(tmp_path / "other")
-    with pytest.raises(ConfigError, match="resume_from_checkpoint True: .*other has no checkpoint"):
+    with pytest.raises(ConfigError, match=r"checkpoint True: .*other has no checkpoint"):
         trainer.train(resume_from_checkpoint=True)
     with pytest.raises(ConfigError, match=r"nowhere does not exist"):
         trainer.train(resume_from_checkpoint=Path("nowhere"))

@@ -180,7 +180,7 @@ def test_nothing_fits(tmp_path):
 
 
 def test_no_room_in_the_model(tmp_path):
-    with pytest.raises(ConfigError, match="2048 positions.*max_prompt_length to 2036 or less"):
+    with pytest.raises(ConfigError, match=r"2048 positions.*max_prompt_length to 2036 or less"):
         make_trainer(tmp_path, max_prompt_length=2037)
 
 
