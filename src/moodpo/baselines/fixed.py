@@ -7,7 +7,7 @@ that was not trained is answered by the nearest one that was. Shapes: M members,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -94,7 +94,7 @@ def train_fixed_weights(
     setup = Setup.of(model, **options)
     given = rows_of(weights)
     rows = [weights] if given is None else given
-    if not len(rows) or not len(rows[0]):
+    if not rows or (isinstance(rows[0], Sized) and not len(rows[0])):
         raise ConfigError("There are no weights to train at. Pass at least one weight vector.")
     rows = [list(validate_weights(row, setup.panel.names)) for row in rows]
     trained, took = train_members(setup, torch.tensor(rows), instructed=instructed)
