@@ -95,7 +95,7 @@ def test_a_causal_model_is_no_reward(policy):
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (["--load_in_4bit", "True"], MissingDependencyError, r"moodpo\[quantization\]"),
+        (["--load_in_4bit", "True"], MissingDependencyError, r"pip install bitsandbytes"),
         (["--load_in_8bit", "True", "--use_peft", "False"], ConfigError, "--use_peft True"),
         (["--sweep_weights", "1"], ConfigError, "0 or at least 2"),
         (["--sweep_weights", "3"], ConfigError, "Pass --eval_csv_path"),
