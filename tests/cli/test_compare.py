@@ -37,6 +37,7 @@ def test_it_writes_and_prints_a_comparison(run, evaluations, tmp_path):
     assert [p["name"] for p in found["policies"]] == ["s0", "other"]
     assert "On one ruler" in outcome.out
     assert "Difference from s0" in outcome.out
+    assert f"s0          {evaluations / 's0/results.json'}" in outcome.err
 
 
 def test_one_result_is_no_comparison(run, evaluations):
@@ -45,17 +46,42 @@ def test_one_result_is_no_comparison(run, evaluations):
     assert "at least two" in outcome.err
 
 
-def test_names(tmp_path):
+LAYOUTS = (
+    # What there is, what is given, and which file is read under which name.
+    (["a/results.json"], "a", ("a", "a/results.json")),
+    (["a/results.json"], "a/results.json", ("a", "a/results.json")),
+    (["a/evaluation/results.json"], "a", ("a", "a/evaluation/results.json")),
+    (["a/evaluation/results.json"], "a/evaluation", ("a", "a/evaluation/results.json")),
+    (["a/results.json", "a/evaluation/results.json"], "a", ("a", "a/evaluation/results.json")),
+    (["a/results.json", "a/evaluation/results.json"], "a/results.json", ("a", "a/results.json")),
+    (["a/results.json"], "mine=a", ("mine", "a/results.json")),
+    (["lr=1e-3/results.json"], "lr=1e-3", ("lr=1e-3", "lr=1e-3/results.json")),
+    (["r/lr=1/results.json"], "r/lr=1/results.json", ("lr=1", "r/lr=1/results.json")),
+    (["lr=1/evaluation/results.json"], "slow=lr=1", ("slow", "lr=1/evaluation/results.json")),
+    (["b/results.json"], "lr=1=b", ("lr=1", "b/results.json")),
+)
+
+
+@pytest.mark.parametrize(("there", "given", "expected"), LAYOUTS)
+def test_results_are_found_where_they_are_written_and_named_by_their_run(
+    there, given, expected, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in there:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    ((name, file),) = name_results([given])
+    assert (name, str(file)) == expected
+
+
+def test_refused_names(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text("{}")
     a, b = tmp_path / "a", tmp_path / "b"
-    assert name_results([str(a), str(b / "results.json"), f"c={b}"]) == [
-        ("a", a / "results.json"),
-        ("b", b / "results.json"),
-        ("c", b / "results.json"),
-    ]
     with pytest.raises(ConfigError, match="Two results are named 'a'"):
         name_results([str(a), f"a={b}"])
-    with pytest.raises(ConfigError, match="There are no results at"):
-        name_results([str(tmp_path)])
+    for missing in (str(tmp_path), f"a={tmp_path}", "x=y=z"):
+        with pytest.raises(ConfigError, match="There are no results at"):
+            name_results([missing])

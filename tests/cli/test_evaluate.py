@@ -44,6 +44,18 @@ def test_the_default_folder_is_beside_the_policy(run, trained, flags):
     assert (trained / "evaluation" / "results.json").is_file()
 
 
+def test_a_model_folder_that_moodpo_did_not_write_is_only_read(
+    run, policy, flags, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(policy.iterdir())
+    rewards = ("--reward_models", "brevity", "detail", "--num_prompts", 1)
+    outcome = run("evaluate", policy, *flags, *rewards)
+    assert outcome.code == 0, outcome.err
+    assert sorted(policy.iterdir()) == before
+    assert (tmp_path / "outputs" / policy.name / "evaluation" / "results.json").is_file()
+
+
 def test_weights_file_held_out_rewards_and_no_baseline(run, trained, flags, tmp_path):
     weights = tmp_path / "w.csv"
     weights.write_text("brevity,detail\n0,1\n")

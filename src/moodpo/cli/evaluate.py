@@ -23,6 +23,7 @@ from moodpo.cli.policies import (
 )
 from moodpo.cli.prompts import read_prompts
 from moodpo.errors import ConfigError, RewardSpecError
+from moodpo.manifest import MANIFEST_NAME
 from moodpo.rewards import check_reward_specs, rebuild_specs
 from moodpo.rewards.specs import parse_spec
 from moodpo.serving.files import EMBEDDED_NAME
@@ -160,7 +161,11 @@ def _parser() -> CommandParser:
         action="store_true",
         help="sweep again with weights written otherwise, and with forged prompts (4 more sweeps)",
     )
-    group.add_argument("--output_dir", metavar="DIR", help="default: POLICY/evaluation")
+    group.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="default: POLICY/evaluation of what moodpo wrote, else outputs/NAME/evaluation",
+    )
     add_bounds_flag(parser)
     group.add_argument(
         "--fail-under",
@@ -337,9 +342,9 @@ def _folder(args: argparse.Namespace) -> Path:
     if args.output_dir is not None:
         return Path(args.output_dir).expanduser()
     policy = Path(args.policy).expanduser()
-    return (
-        policy / "evaluation" if policy.is_dir() else Path("outputs") / policy.name / "evaluation"
-    )
+    ours = is_baseline(args.policy) or (policy / MANIFEST_NAME).is_file()
+    # Somebody else's model folder is only read.
+    return (policy if ours else Path("outputs") / policy.resolve().name) / "evaluation"
 
 
 def _report(result: SweepResult, thresholds: Mapping[str, float], folder: Path) -> int:
