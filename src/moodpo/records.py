@@ -24,6 +24,7 @@ __all__ = [
     "PromptBatch",
     "RolloutBatch",
     "TokenIds",
+    "dialogue_text",
     "prompt_text",
 ]
 
@@ -139,7 +140,7 @@ class PairBatch:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """The raw user text of a prompt, as rewards see it.
+    """What the user asked last: a prompt as tables and reports show it.
 
     Args:
         prompt: One text, or a conversation that ends with a user turn.
@@ -150,3 +151,8 @@ def prompt_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return next(turn["content"] for turn in reversed(prompt) if turn["role"] == "user")
+
+
+def dialogue_text(prompt: Prompt) -> str:
+    """All that a prompt says: a text itself, or the contents of all turns, blank lines between."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)

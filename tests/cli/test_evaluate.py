@@ -126,6 +126,7 @@ def test_a_missed_threshold_fails(run, trained, flags, tmp_path):
         (["--num_prompts", "0"], "--num_prompts at least 1"),
         (["--reward_batch_size", "0"], "reward_batch_size must be at least 1; got 0"),
         (["--top_p", "2"], "top_p must be above 0"),
+        (["--held_out_reward_models", "tiny_rewards:matches"], "'matches' needs solution"),
     ],
 )
 def test_refused_before_a_model_loads(run, trained, flags, monkeypatch, more, message):

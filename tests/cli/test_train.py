@@ -277,6 +277,7 @@ def test_an_interrupted_run_saves_and_can_go_on(run, train_flags, tmp_path):
             "dataloader_drop_last leaves no batch: there are 6 prompts",
         ),
         (["--resume_from_checkpoint", "nowhere"], "nowhere does not exist"),
+        (["--reward_models", "brevity", "tiny_rewards:matches"], "'matches' needs solution"),
     ],
 )
 def test_refused_before_a_model_loads(run, train_flags, tmp_path, monkeypatch, flags, message):

@@ -227,6 +227,20 @@ def test_what_was_sampled_is_what_is_measured():
     assert result.completions == run().completions
 
 
+@pytest.mark.parametrize(("policy", "known"), [(TokenPolicy, True), (RulePolicy, False)])
+def test_rewards_get_the_tokens_where_these_are_known(policy, known):
+    seen = []
+
+    class Panel(CountPanel):
+        def score(self, prompts, completions, columns=None):
+            seen.append((columns or {}).get("completion_ids"))
+            return super().score(prompts, completions, columns)
+
+    result = run(policy(), panel=Panel(), chunk_size=18)
+    ids = [[1] * (seed % 5) + [0] * (seed % 2) for seed in result.seeds for _ in WEIGHTS]
+    assert seen == [ids if known else None]
+
+
 class MixedPolicy(TokenPolicy):
     """Knows the tokens of every second answer."""
 

@@ -25,7 +25,7 @@ from moodpo.rewards import (
     ScoreIdentity,
     load_rewards,
 )
-from moodpo.rewards.base import as_scores
+from moodpo.rewards.base import RewardRowError, as_scores
 from moodpo.rewards.cache import first_unknown, row_keys, score_identity
 from moodpo.rewards.lexical import LEXICAL, LexicalScorer
 from moodpo.rewards.model import Checkpoint
@@ -206,22 +206,51 @@ def test_an_error_numbers_the_rows_that_the_caller_passed() -> None:
     panel.score(["p"], ["ok"])
     with pytest.raises(RewardError, match="'counting' answered inf for row 2") as info:
         panel.score(["p"] * 3, ["ok", "ok", "bad"])
-    assert info.value.__context__ is None  # the attempt on the unknown rows leaves no trace
-    assert reward.asked == [["ok"], ["bad"], ["ok", "ok", "bad"]]
+    assert isinstance(info.value, RewardRowError)
+    assert reward.asked == [["ok"], ["bad"]]  # nothing is asked again to name the row
     assert len(panel.cache) == 1
 
 
-def test_a_failure_that_passes_leaves_the_scores_of_all_rows() -> None:
-    class Once(Counting):
-        def score(self, *args: Any, **kwargs: Any) -> Tensor:
-            scores = super().score(*args, **kwargs)
-            if len(self.asked) == 2:
-                raise RuntimeError("busy")
-            return scores
+def test_whoever_asks_again_asks_about_the_failed_rows_alone() -> None:
+    class Recovering(Counting):
+        """Fails about one row once, then as a whole once."""
 
-    panel = RewardPanel([Once(ScoreIdentity("counting"))])
-    panel.score(["p"], ["a"])
-    assert panel.score(["p"] * 3, ["a", "abc", "ab"])[:, 0].tolist() == [1, 3, 2]
+        def score(self, prompts: Any, completions: Any, columns: Any = None) -> Tensor:
+            if len(self.asked) == 1:
+                self.answers = {}
+                self.asked.append(list(completions))
+                raise RuntimeError("busy")
+            return super().score(prompts, completions, columns)
+
+    first = Counting(ScoreIdentity("first"))
+    first.name = "first"
+    reward = Recovering(ScoreIdentity("recovering"), {"bad": math.inf})
+    panel = RewardPanel([first, reward])
+    asked = ["p"] * 5, ["a", "abc", "bad", "ab", "abc"]
+    with pytest.raises(RewardError, match="'counting' answered inf for row 2"):
+        panel.score(*asked)
+    assert reward.asked == [["a", "abc", "bad", "ab"]]
+    with pytest.raises(RewardError, match="failed while scoring: RuntimeError: busy"):
+        panel.score(*asked)
+    assert panel.score(*asked)[:, 1].tolist() == [1, 3, 3, 2, 3]
+    assert reward.asked[1:] == [["bad"], ["bad"]]
+    assert first.asked == [["a", "abc", "bad", "ab"]]  # the failure of another loses nothing
+
+
+@pytest.mark.parametrize("answer", ["no", math.inf, [1.0]])
+def test_a_function_whose_answer_is_odd_loses_that_row_alone(answer: Any) -> None:
+    asked = []
+
+    def judge(completions: list[str]) -> list[Any]:
+        asked.append(completions)
+        return [answer if text == "bad" and len(asked) < 3 else 1.0 for text in completions]
+
+    panel = RewardPanel([FunctionReward(judge, name="judge", deterministic=True)])
+    for _ in range(2):
+        with pytest.raises(RewardError, match=r"'judge' answered .* for row 1[ ,.]"):
+            panel.score(["p"] * 3, ["a", "bad", "c"])
+    assert panel.score(["p"] * 3, ["a", "bad", "c"])[:, 0].tolist() == [1, 1, 1]
+    assert asked == [["a", "bad", "c"], ["bad"], ["bad"]]
 
 
 texts = st.lists(st.tuples(st.sampled_from("pq"), st.text("ab", max_size=2)), max_size=6)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl.rewards
 
 from moodpo.errors import DataError, RewardError, RewardSpecError
+from moodpo.rewards import check_columns, load_rewards
 from moodpo.rewards.function import FunctionReward, import_function
 
 CONVERSATION = [
@@ -24,7 +26,7 @@ def shout(prompts: list[str], completions: list[str], **columns: Any) -> list[fl
     return [None if not text else float(text.count("!")) for text in completions]
 
 
-def test_trls_signature_gets_everything_as_text() -> None:
+def test_trls_signature_gets_everything_as_trl_passes_it() -> None:
     seen: dict[str, Any] = {}
 
     def spy(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -33,7 +35,8 @@ def test_trls_signature_gets_everything_as_text() -> None:
 
     columns = {"answer": [7, 8], "completion_ids": [(1,), (2,)]}
     FunctionReward(spy, name="spy").score(["raw", CONVERSATION], ["x", "y"], columns)
-    assert seen == {"prompts": ["raw", "last"], "completions": ["x", "y"], **columns}
+    message = {"role": "assistant", "content": "y"}
+    assert seen == {"prompts": ["raw", CONVERSATION], "completions": ["x", [message]], **columns}
 
 
 def test_a_function_gets_only_what_it_asks_for() -> None:
@@ -60,6 +63,53 @@ def test_a_missing_column_is_named_with_those_there_are() -> None:
     reward = FunctionReward(match, name="match")
     with pytest.raises(RewardError, match=r"'match' needs answer, .* the columns id\. Add"):
         reward.score(["p"], ["c"], {"id": [1]})
+
+
+THINKS, BLURTS = "<think>\nIt is four.\n</think>\nFour.", "Four."
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (trl.rewards.think_format_reward, [1.0, 0.0]),
+        (trl.rewards.get_soft_overlong_punishment(8, 4), [-0.5, 0.0]),
+        (trl.rewards.get_repetition_penalty_reward(ngram_size=1), [-0.5, 0.0]),
+    ],
+)
+def test_trls_own_functions_run_on_conversations(function: Any, expected: list[float]) -> None:
+    """Whatever of messages and token ids they ask for, and none knows of moodpo."""
+    (reward,) = load_rewards([function])
+    check_columns([function], ["completion_ids", "solution"])
+    ids = {"completion_ids": [[1, 2, 3, 1, 2, 3], [4, 5]], "solution": ["4", "4"]}
+    assert reward.score([CONVERSATION] * 2, [THINKS, BLURTS], ids).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("parameter", "columns", "message"),
+    [
+        ("answer", ["answer", "id"], None),
+        ("answer=None", [], None),
+        ("answer", ["prompt", "id"], r"but the data have the columns id\. Add the"),
+        ("answer", [], r"the columns \(none\)"),
+        ("prompts", [], None),
+        ("completion_ids", ["completion_ids"], None),
+        ("completion_ids", ["id"], "Only texts are known here"),
+        ("trainer_state", ["id"], "trainer_state of TRL is not passed here: give it a default"),
+        ("log_extra=None", ["id"], None),
+        ("**columns", [], None),
+    ],
+)
+def test_columns_are_missed_before_anything_is_scored(
+    parameter: str, columns: list[str], message: str | None
+) -> None:
+    function = eval(f"lambda completions, {parameter}: [0.0] * len(completions)")
+    function.__name__ = "judge"
+    for reward in (function, FunctionReward(function, name="judge")):
+        if message is None:
+            check_columns(["brevity", reward], columns)
+        else:
+            with pytest.raises(RewardSpecError, match=f"'judge' needs .*{message}"):
+                check_columns(["brevity", reward], columns)
 
 
 def test_failures_name_the_reward() -> None:

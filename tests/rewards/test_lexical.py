@@ -164,8 +164,8 @@ def test_a_lexical_reward_scores_each_different_row_once_and_in_order() -> None:
         {"role": "user", "content": "ab"},
     ]
     scores = reward.score(["a", conversation, "a", "a"], ["xyz", "", "xyz", "x"])
-    assert scores.tolist() == [4.0, 2.0, 4.0, 2.0]
-    assert sorted(calls) == [("a", "x"), ("a", "xyz"), ("ab", "")]
+    assert scores.tolist() == [4.0, 17.0, 4.0, 2.0]  # all turns, blank lines between
+    assert sorted(calls) == [("a", "x"), ("a", "xyz"), ("long ago\n\nyes\n\nab", "")]
     assert json.loads(json.dumps(reward.describe())) == {
         "name": "size",
         "kind": "lexical",

@@ -162,6 +162,99 @@ def test_a_head_that_would_be_random_is_refused(
         load_rewards([str(folder)])
 
 
+BLOCK = "transformer.h.1.attn"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "refused"),
+    [
+        ("score.bias", [1], True),
+        ("gating.weight", [5, 16], True),
+        ("v_head.summary.weight", [1, 16], True),
+        ("regression_layer.weight", [1, 16], True),
+        ("transformer.h.2.ln_1.weight", [16], True),  # a layer more than the config says
+        (f"{BLOCK}.c_extra.bias", [16], True),
+        (f"{BLOCK}.bias", [1, 1, 128, 128], False),  # GPT-2's masks, saved by old releases
+        (f"{BLOCK}.masked_bias", [], False),
+        ("transformer.position_ids", [1, 128], False),
+        ("lm_head.weight", [264, 16], False),
+        ("transformer.pooler.dense.weight", [16, 16], False),
+        ("model.encoder.version", [1], False),
+        ("final_logits_bias", [1, 264], False),
+    ],
+)
+def test_weights_that_the_score_would_leave_out_are_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, name: str, shape: list[int], refused: bool
+) -> None:
+    folder = Path(shutil.copytree(checkpoints["helpful"], tmp_path / "other_head"))
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, name: torch.ones(shape)}, folder / "model.safetensors", {"format": "pt"})
+    if refused:
+        with pytest.raises(RewardSpecError, match=rf"has the weights {name}, which a GPT2ForSeq"):
+            load_rewards([str(folder)])
+    else:
+        expected = load_rewards([str(checkpoints["helpful"])])[0].score(["Hi"], ["Ok."])
+        assert torch.equal(load_rewards([str(folder)])[0].score(["Hi"], ["Ok."]), expected)
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "model_type"),
+    [
+        ({"AutoModelForSequenceClassification": "own.Own"}, "gpt2"),
+        ({"AutoConfig": "own.OwnConfig"}, "own"),
+    ],
+)
+def test_code_that_comes_with_a_checkpoint_is_neither_run_nor_asked_about(
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    auto_map: dict[str, str],
+    model_type: str,
+) -> None:
+    folder = Path(shutil.copytree(checkpoints["helpful"], tmp_path / "own_code"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": auto_map, "model_type": model_type}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text("raise SystemExit('was run')")
+    monkeypatch.setattr("builtins.input", None)
+    with pytest.raises(RewardSpecError, match=r"needs code of its own \(auto_map\).*not run here"):
+        load_rewards([str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "LFS pointer"),
+        ("model.safetensors", b"", "model.safetensors is damaged"),
+        ("model.safetensors", None, r"model.safetensors is cut off: \d+ of \d+ bytes"),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", "Cannot load"),
+        ("config.json", b"[7]", "no readable config.json"),
+    ],
+)
+def test_damaged_files_are_named(
+    checkpoints: dict[str, Path], tmp_path: Path, file: str, content: bytes | None, message: str
+) -> None:
+    folder = Path(shutil.copytree(checkpoints["helpful"], tmp_path / "damaged"))
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[:-9] if content is None else content)
+    with pytest.raises(RewardSpecError, match=message):
+        load_rewards([str(folder)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pad_token_id": 32000}, {"quantization_config": {"quant_method": "gptq", "bits": 4}}],
+)
+def test_configurations_that_no_model_can_be_built_from_are_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = Path(shutil.copytree(checkpoints["humor"], tmp_path / "odd"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(RewardSpecError, match=f"Cannot load the reward model '{folder}'"):
+        load_rewards([f"{folder}#like=humor"])
+
+
 def test_damaged_weights_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoints["humor"], tmp_path / "torn"))
     config = json.loads((folder / "config.json").read_text())

@@ -15,16 +15,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from moodpo.errors import DataError, RewardSpecError
 from moodpo.rewards import load_rewards
+from moodpo.rewards.inputs import control_ids
 from moodpo.rewards.model import (
     Checkpoint,
     ModelReward,
-    control_ids,
-    encode_inputs,
     first_sentence,
     label_scores,
     pad_rows,
 )
-from moodpo.rewards.presets import INPUTS
 from moodpo.rewards.specs import RewardSpec, Scoring
 from tiny_checkpoints import tiny_gpt2_tokenizer
 
@@ -261,19 +259,6 @@ def test_prompts_that_look_like_templates_stay_themselves(
     assert text == "{prompt} <|endoftext|> {response} {bos} {0}"
 
 
-@pytest.mark.parametrize("name", sorted(TOKENS))
-def test_a_conversation_is_scored_by_its_last_user_turn(
-    rewards: dict[str, ModelReward], name: str
-) -> None:
-    conversation = [
-        {"role": "system", "content": "Weights: helpful 0.9"},
-        {"role": "user", "content": "Before"},
-        {"role": "assistant", "content": "Yes"},
-        {"role": "user", "content": "Hi"},
-    ]
-    assert rewards[name].encode([conversation], ["Ok."]) == rewards[name].encode(["Hi"], ["Ok."])
-
-
 # --- batches --------------------------------------------------------------------------------------
 
 TEXTS = ["good", "The ice is good and the penguin is too.", "ok", "Why?", "good", "a b c d e f g"]
@@ -372,27 +357,6 @@ def test_an_input_without_tokens_has_no_score(checkpoints: dict[str, Path]) -> N
 
 
 CHAT = "{% for m in messages %}<|endoftext|>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-
-
-def test_a_chat_template_renders_the_whole_conversation() -> None:
-    tokenizer = tiny_gpt2_tokenizer()
-    tokenizer.chat_template = CHAT
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
-    encoded = encode_inputs(
-        tokenizer,
-        INPUTS["chat"],
-        ["Hi", [*turns, {"role": "user", "content": "Why?<|endoftext|>"}]],
-        ["Ok.", "So."],
-        max_tokens=200,
-    )
-    texts = [tokenizer.decode(row["input_ids"]) for row in encoded]
-    first = "<|endoftext|>user: Hi\n<|endoftext|>assistant: "
-    assert texts[0] == f"{first}Ok.\n"
-    middle = "<|endoftext|>user: Why?<|endoftext|>\n"
-    assert texts[1] == f"{first}Yes\n{middle}<|endoftext|>assistant: So.\n"
-    assert [list(row["input_ids"]).count(263) for row in encoded] == [2, 4]  # not 5
-    cut = encode_inputs(tokenizer, INPUTS["chat"], ["Hi"], ["Ok."], max_tokens=7)
-    assert list(cut[0]["input_ids"]) == list(encoded[0]["input_ids"])[:7]
 
 
 def test_a_checkpoint_with_a_chat_template_uses_it(

@@ -147,10 +147,12 @@ def test_fresh_relabeling_draws_anew():
 def test_columns_follow_every_completion_of_their_prompt():
     seen = []
     collector = replace(make_collector(seen), num_completions=2, weights_per_prompt=2)
-    collector.collect(make_batch([0, 1]), key=(0, "train", 0))
+    rollout = collector.collect(make_batch([0, 1]), key=(0, "train", 0))
     prompts, _, columns = seen[0]
     assert prompts == ["prompt 0"] * 4 + ["prompt 1"] * 4
     assert columns["topic"] == ["topic 0"] * 4 + ["topic 1"] * 4
+    # As TRL passes them: lists of the policy's own tokens.
+    assert columns["completion_ids"] == [list(ids) for row in rollout.completion_ids for ids in row]
 
 
 def bounded(collector, **settings):

@@ -9,12 +9,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
 from moodpo.core.loss import dpo_loss
 from moodpo.core.pairing import pair_completions
 from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
 from moodpo.manifest import RunManifest
 from moodpo.training.trainer import MOODPOTrainer
+from tiny_checkpoints import build_tiny_gpt2_reward
 from tiny_policies import (
     CHATML,
     save_tiny_policy,
@@ -578,6 +580,39 @@ def test_columns_reach_reward_functions(tmp_path):
     )
     trainer.train()
     assert set(topics) <= {p[4] for p in PROMPTS}
+
+
+def test_functions_that_lack_a_column_are_refused_before_any_reward_loads(tmp_path, monkeypatch):
+    def judge(completions, solution):
+        return [float(c == s) for c, s in zip(completions, solution, strict=True)]
+
+    monkeypatch.setattr("moodpo.training.trainer.load_rewards", None)
+    with pytest.raises(RewardSpecError, match=r"'judge' needs solution, .* columns completion_ids"):
+        make_trainer(tmp_path, rewards=(vowels, judge))
+
+
+def test_trls_functions_train_on_conversations(tmp_path):
+    """Messages and the policy's own tokens reach them as in TRL's trainers."""
+    overlong = get_soft_overlong_punishment(12, 12)
+    conversations = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    trainer = make_trainer(
+        tmp_path, rewards=(think_format_reward, overlong), prompts=conversations, max_steps=1
+    )
+    trainer.train()
+    names = ("think_format_reward", "soft_overlong_punishment_reward")
+    assert trainer.objectives == names
+    assert logged(trainer, f"objective/{names[0]}/mean") == [0.0]
+    (mean,) = logged(trainer, f"objective/{names[1]}/mean")
+    assert mean == pytest.approx(-logged(trainer, "completions/mean_length")[0] / 12, abs=1e-6)
+
+
+@pytest.mark.parametrize(("limit", "cut"), [(16, 1.0), (100, 0.0)])
+def test_it_logs_how_many_inputs_of_reward_models_were_cut(tmp_path, limit, cut):
+    rm = build_tiny_gpt2_reward(tmp_path / "rm")
+    rewards = (f"rm={rm}#max_tokens={limit}", capitals)
+    trainer = make_trainer(tmp_path / "out", rewards=rewards, max_steps=1)
+    trainer.train()
+    assert logged(trainer, "score/cut") == [cut]
 
 
 def test_a_model_can_be_named_by_its_path(tmp_path):

@@ -26,7 +26,7 @@ from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import token_roles
 from moodpo.records import Prompt, PromptBatch, RolloutBatch
-from moodpo.rewards import RewardPanel, load_rewards
+from moodpo.rewards import RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.datasets import check_datasets, check_model_lengths, fit_dataset
@@ -136,6 +136,7 @@ class Setup:
                 "the model under it (model.unload())."
             )
         datasets = check_datasets(args, train_dataset, None)
+        check_data(reward_funcs, *datasets)
         model, tokenizer = _load(model, processing_class)
         check_model_lengths(model, args)
         rewards = load_rewards(

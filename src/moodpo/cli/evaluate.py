@@ -24,7 +24,7 @@ from moodpo.cli.policies import (
 from moodpo.cli.prompts import read_prompts
 from moodpo.errors import ConfigError, RewardSpecError
 from moodpo.manifest import MANIFEST_NAME
-from moodpo.rewards import check_reward_specs, rebuild_specs
+from moodpo.rewards import check_data, check_reward_specs, rebuild_specs
 from moodpo.rewards.specs import parse_spec
 from moodpo.serving.files import EMBEDDED_NAME
 
@@ -69,6 +69,7 @@ def run(argv: Sequence[str]) -> int:
         embedded="heldout",
         split=args.dataset_split,
     )
+    check_data([*specs, *args.held_out_reward_models], prompts)
     _check_thresholds(thresholds, objectives, baseline=_baseline_name(args, manifest) is not None)
     if args.lower_bounds and is_baseline(args.policy):
         raise ConfigError("A baseline is trained without lower bounds. Leave out --lower_bounds.")

@@ -15,6 +15,7 @@ from moodpo.cli.tracking import choose_trackers, finish_wandb, start_wandb
 from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError
 from moodpo.manifest import RunManifest, check_continuation
+from moodpo.rewards import check_data
 from moodpo.tasks import get_task
 from moodpo.training.inherited import check_script_flags
 from moodpo.training.lengths import check_lengths, fit_prompts
@@ -66,9 +67,11 @@ def _read_all(settings: TrainSettings) -> tuple[LoadedPrompts, LoadedPrompts | N
         split=run.dataset_split,
         max_samples=run.max_samples,
     )
-    if run.eval_csv_path is None:
-        return prompts, None
-    return prompts, read_prompts(run.eval_csv_path, column=run.prompt_column, embedded="heldout")
+    held_out = None
+    if run.eval_csv_path is not None:
+        held_out = read_prompts(run.eval_csv_path, column=run.prompt_column, embedded="heldout")
+    check_data(run.reward_models or (), prompts, held_out)
+    return prompts, held_out
 
 
 def _training_config(settings: TrainSettings) -> MOODPOConfig:

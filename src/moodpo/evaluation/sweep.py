@@ -346,6 +346,8 @@ def _answer_rows(
     texts = [answer.text for answer in answers]
     with _timed(task, f"{phase}/score"):
         columns = {name: [values[n] for n in places] for name, values in task.columns.items()}
+        if all(answer.token_ids is not None for answer in answers):
+            columns["completion_ids"] = [list(answer.token_ids or ()) for answer in answers]
         rewards = _score(task.panel, task.objectives, prompts, texts, columns)
         held_out = _score(task.held_out, None, prompts, texts, columns)
     lengths = _lengths(policy, answers)

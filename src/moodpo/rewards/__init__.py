@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from moodpo.rewards.base import Reward as Reward
     from moodpo.rewards.cache import ScoreCache as ScoreCache
     from moodpo.rewards.cache import ScoreIdentity as ScoreIdentity
+    from moodpo.rewards.checks import check_columns as check_columns
+    from moodpo.rewards.checks import check_data as check_data
     from moodpo.rewards.checks import check_reward_specs as check_reward_specs
     from moodpo.rewards.function import FunctionReward as FunctionReward
     from moodpo.rewards.lexical import LEXICAL as LEXICAL
@@ -33,6 +35,8 @@ _HOMES = {
     "RewardPanel": "panel",
     "ScoreCache": "cache",
     "ScoreIdentity": "cache",
+    "check_columns": "checks",
+    "check_data": "checks",
     "check_reward_specs": "checks",
     "list_presets": "specs",
     "load_rewards": "load",
@@ -50,6 +54,8 @@ __all__ = [
     "RewardPanel",
     "ScoreCache",
     "ScoreIdentity",
+    "check_columns",
+    "check_data",
     "check_reward_specs",
     "list_presets",
     "load_rewards",

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from moodpo.records import Prompt
 
-__all__ = ["Columns", "Description", "Reward", "as_scores", "call_scorer", "check_lengths"]
+__all__ = [
+    "Columns",
+    "Description",
+    "Reward",
+    "RewardRowError",
+    "as_scores",
+    "call_scorer",
+    "check_lengths",
+]
 
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """Further data columns, name -> N values aligned with the texts."""
@@ -51,6 +59,25 @@ class Reward(Protocol):
 
     def describe(self) -> Description:
         """JSON-able facts, enough to rebuild the reward where that is possible."""
+
+
+class RewardRowError(RewardError):
+    """A scorer's answer about one row cannot be used; the others' can.
+
+    Args:
+        said: The message up to the row's number.
+        row: Which of the rows that the scorer was asked about.
+        remedy: The message after it.
+        scores: Of all rows it was asked about; NaN for those that failed.
+    """
+
+    def __init__(self, said: str, row: int, remedy: str, *, scores: Sequence[float]) -> None:
+        super().__init__(f"{said} for row {row}{remedy}")
+        self.said, self.row, self.remedy, self.scores = said, row, remedy, scores
+
+    def renumbered(self, rows: Sequence[int]) -> RewardRowError:
+        """The same error about all rows, of which the scorer saw `rows`."""
+        return RewardRowError(self.said, rows[self.row], self.remedy, scores=self.scores)
 
 
 def check_lengths(
@@ -109,10 +136,13 @@ def as_scores(name: str, values: Any, *, count: int) -> Tensor:
             f"Reward {name!r} answered {len(scores)} scores for {count} completions. "
             "Return one number (or None) per completion."
         )
-    for row in torch.nonzero(scores.isinf()).flatten().tolist()[:1]:
-        raise RewardError(
-            f"Reward {name!r} answered {scores[row].item()} for row {row}. "
-            "Return a finite float32 number, or None (NaN) where there is no score."
+    infinite = scores.isinf()
+    for row in torch.nonzero(infinite).flatten().tolist()[:1]:
+        raise RewardRowError(
+            f"Reward {name!r} answered {scores[row].item()}",
+            row,
+            ". Return a finite float32 number, or None (NaN) where there is no score.",
+            scores=scores.masked_fill(infinite, math.nan).tolist(),
         )
     return scores
 
@@ -123,12 +153,18 @@ def _floats(name: str, values: Any) -> list[float]:
             f"Reward {name!r} answered a {type(values).__name__}, expected a list of numbers, "
             "one per completion."
         )
-    floats = []
+    floats, failed = [], []
     for row, value in enumerate(values):
         try:
             floats.append(math.nan if value is None else float(value))
         except (TypeError, ValueError):
-            raise RewardError(
-                f"Reward {name!r} answered {value!r} for row {row}, expected a number or None."
-            ) from None
+            floats.append(math.nan)
+            failed.append((row, value))
+    for row, value in failed[:1]:
+        raise RewardRowError(
+            f"Reward {name!r} answered {value!r}",
+            row,
+            ", expected a number or None.",
+            scores=[score if math.isfinite(score) else math.nan for score in floats],
+        )
     return floats

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,20 @@ from moodpo.rewards.specs import (
     Scoring,
     check_objective_names,
     looks_local,
+    objective_name,
     parse_spec,
 )
+from moodpo.rewards.weight_files import WEIGHT_PATTERNS, find_damage
 
-__all__ = ["check_config", "check_reward_specs", "check_target", "resolve_label"]
+__all__ = [
+    "check_columns",
+    "check_config",
+    "check_data",
+    "check_reward_specs",
+    "check_target",
+    "own_code",
+    "resolve_label",
+]
 
 POSITIVE_LABELS = frozenset(
     {"positive", "pos", "good", "helpful", "harmless", "safe", "nontoxic", "faithful"}
@@ -57,6 +67,48 @@ def check_reward_specs(specs: Sequence[str], *, minimum: int = 2) -> None:
         check_target(spec)
 
 
+def check_columns(rewards: Sequence[Any], columns: Iterable[str]) -> None:
+    """Refuses data that lack what a reward function cannot do without; loads no model.
+
+    Args:
+        rewards: As for `load_rewards`: specs, callables, models, or rewards.
+        columns: Names of the columns beside the prompts; `completion_ids` where the policy's own
+            tokens are known.
+
+    Raises:
+        RewardSpecError: Naming the function, what is missing, and the columns there are.
+    """
+    known = [name for name in columns if name != "prompt"]
+    for reward in rewards:
+        function = reward
+        if isinstance(reward, str):
+            spec = parse_spec(reward)
+            if spec.kind != "function":
+                continue
+            function = FunctionReward(import_function(spec.target), name=spec.name)
+        elif callable(reward) and not (hasattr(reward, "score") or hasattr(reward, "state_dict")):
+            name = objective_name(getattr(reward, "__name__", type(reward).__name__))
+            function = FunctionReward(reward, name=name)
+        if hasattr(function, "check_columns"):
+            function.check_columns(known)
+
+
+def check_data(rewards: Sequence[Any], *data: Any) -> None:
+    """Refuses data sets of a policy's prompts that lack what a reward function needs.
+
+    Args:
+        rewards: As for `load_rewards`.
+        data: `LoadedPrompts`, several by name, or None.
+
+    Raises:
+        RewardSpecError: As of `check_columns`; the policy's own tokens are known.
+    """
+    for each in data:
+        for loaded in each.values() if isinstance(each, Mapping) else [each]:
+            if loaded is not None:
+                check_columns(rewards, [*loaded.dataset.column_names, "completion_ids"])
+
+
 def check_target(spec: RewardSpec) -> None:
     """Refuses a spec whose function cannot be imported or whose folder holds no reward model.
 
@@ -83,18 +135,20 @@ def check_folder(spec: RewardSpec) -> None:
             "(merge_and_unload, then save_pretrained) and pass that folder."
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
         raise RewardSpecError(
             f"{folder} has no readable config.json ({type(error).__name__}). Pass the folder that "
             "save_pretrained wrote."
         ) from None
-    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS):
         raise RewardSpecError(
             f"{folder} has a config.json but no weights (*.safetensors, pytorch_model*.bin). "
             "Download the whole model."
         )
     check_config(config, spec)
+    if damage := find_damage(folder):
+        raise RewardSpecError(damage)
 
 
 def check_config(config: Mapping[str, Any], spec: RewardSpec) -> None:
@@ -105,9 +159,12 @@ def check_config(config: Mapping[str, Any], spec: RewardSpec) -> None:
         spec: Which reward is wanted of it.
 
     Raises:
-        RewardSpecError: For a causal language model, any other head, or an unresolved label.
+        RewardSpecError: For a causal language model, any other head, code of the checkpoint's
+            own, or an unresolved label.
     """
     architectures = list(config.get("architectures") or ())
+    if "AutoModelForSequenceClassification" in (config.get("auto_map") or {}):
+        raise own_code(spec.checkpoint)
     if any(name.endswith(_CAUSAL) for name in architectures):
         raise RewardSpecError(
             f"{spec.checkpoint} is a causal language model ({', '.join(architectures)}), not a "
@@ -119,6 +176,15 @@ def check_config(config: Mapping[str, Any], spec: RewardSpec) -> None:
             "checkpoint whose architecture ends with ForSequenceClassification."
         )
     resolve_label(_label_names(config), spec)
+
+
+def own_code(source: str) -> RewardSpecError:
+    """The refusal of a checkpoint that needs Python code which comes with it."""
+    return RewardSpecError(
+        f"The reward model {source!r} needs code of its own (auto_map), which is not run here. "
+        "Pass a checkpoint of an architecture that transformers has, or score with it in a "
+        "function of yours: name=package.module:function."
+    )
 
 
 def resolve_label(names: Sequence[str], spec: RewardSpec) -> int:

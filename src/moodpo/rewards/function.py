@@ -3,8 +3,10 @@
     def reward(prompts, completions, **columns) -> list[float | None]
 
 Called with keywords. It gets what it asks for by name, or everything if it takes `**kwargs`:
-`prompts` and `completions` as N texts, and any data column as N values. None means "no score".
-Knows no models. Shapes: N texts.
+`prompts` and `completions`, any data column as N values, and `completion_ids` as N lists where the
+policy's own tokens are known. A plain prompt and its completion are texts. Of a conversation the
+prompt is its list of messages and the completion `[{"role": "assistant", "content": text}]`. None
+means "no score". Knows no models. Shapes: N texts.
 """
 
 from __future__ import annotations
@@ -14,12 +16,11 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moodpo.errors import RewardError, RewardSpecError
-from moodpo.records import prompt_text
 from moodpo.rewards.base import Columns, Description, as_scores, call_scorer, check_lengths
 from moodpo.rewards.cache import ScoreIdentity, new_serial
 
@@ -32,6 +33,10 @@ __all__ = ["FUNCTION_SPEC", "FunctionReward", "import_function"]
 
 FUNCTION_SPEC = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*(?:\.\w+)*")
 """`package.module:function`; attributes may follow: `package.module:Class.method`."""
+
+
+NEVER_PASSED = ("environments", "log_extra", "log_metric", "trainer_state")
+"""What TRL's trainers pass beside columns, and a panel does not know."""
 
 
 class FunctionReward:
@@ -79,17 +84,48 @@ class FunctionReward:
                 Nones, or needs a column that the data lack.
         """
         check_lengths(prompts, completions, columns)
+        if problem := self._problem_of(columns or {}):
+            raise RewardError(problem)
         known = dict(columns or {})
-        known["prompts"] = [prompt_text(prompt) for prompt in prompts]
-        known["completions"] = list(completions)
-        if missing := sorted(self._required - known.keys()):
-            raise RewardError(
-                f"Reward {self.name!r} needs {', '.join(missing)}, but the data have the columns "
-                f"{', '.join(columns or ()) or '(none)'}. Add the column, or give it a default."
-            )
+        known["prompts"] = [_messages_or_text(prompt) for prompt in prompts]
+        known["completions"] = [
+            completion
+            if isinstance(prompt, str)
+            else [{"role": "assistant", "content": completion}]
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
         wanted = known if self._wanted is None else {k: known[k] for k in self._wanted & set(known)}
         values = call_scorer(self.name, self.function, **wanted)
         return as_scores(self.name, values, count=len(completions))
+
+    def check_columns(self, columns: Iterable[str]) -> None:
+        """Refuses data that lack what the function cannot do without.
+
+        Args:
+            columns: Names of what `score` will be given.
+
+        Raises:
+            RewardSpecError: Naming what is missing.
+        """
+        if problem := self._problem_of(columns):
+            raise RewardSpecError(problem)
+
+    def _problem_of(self, columns: Iterable[str]) -> str | None:
+        known = list(columns)
+        missing = sorted(self._required - {"prompts", "completions", *known})
+        if not missing:
+            return None
+        remedy = "Add the column, or give it a default."
+        if never := [name for name in missing if name in NEVER_PASSED]:
+            remedy = f"{', '.join(never)} of TRL is not passed here: give it a default."
+        elif "completion_ids" in missing:
+            remedy = (
+                "Only texts are known here, not the tokens that were sampled: give it a default."
+            )
+        return (
+            f"Reward {self.name!r} needs {', '.join(missing)}, but the data have the columns "
+            f"{', '.join(known) or '(none)'}. {remedy}"
+        )
 
     @property
     def score_identity(self) -> ScoreIdentity | None:
@@ -102,6 +138,10 @@ class FunctionReward:
     def describe(self) -> Description:
         """Name, kind, and the spec where the function can be imported again."""
         return {"name": self.name, "kind": "function", "spec": self.spec, "revision": None}
+
+
+def _messages_or_text(prompt: Prompt) -> str | list[dict[str, str]]:
+    return prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt]
 
 
 def import_function(spec: str) -> Any:

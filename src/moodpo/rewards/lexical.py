@@ -19,7 +19,7 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from moodpo.records import prompt_text
+from moodpo.records import dialogue_text
 from moodpo.rewards.base import Columns, Description, as_scores, call_scorer
 from moodpo.rewards.cache import ScoreIdentity
 
@@ -231,8 +231,11 @@ class LexicalReward:
         completions: Sequence[str],
         columns: Columns | None = None,
     ) -> Tensor:
-        """Scores `[N]`; equal rows are scored once. See `Reward.score`."""
-        rows = list(zip(map(prompt_text, prompts), completions, strict=True))
+        """Scores `[N]`; equal rows are scored once. See `Reward.score`.
+
+        Of a conversation the scorer reads all turns: copying an earlier one is copying, too.
+        """
+        rows = list(zip(map(dialogue_text, prompts), completions, strict=True))
         known = {row: call_scorer(self.name, self.scorer.function, *row) for row in set(rows)}
         return as_scores(self.name, [known[row] for row in rows], count=len(rows))
 

@@ -11,25 +11,35 @@ Shapes: N inputs, T tokens, L labels, H hidden units.
 from __future__ import annotations
 
 import json
+import logging
+import math
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from moodpo.chat_templates import chat_template_of
-from moodpo.errors import ConfigError, RewardError, RewardSpecError
-from moodpo.records import prompt_text
-from moodpo.rewards.base import Columns, Description, as_scores, call_scorer, check_lengths
+from moodpo.errors import ConfigError, RewardSpecError
+from moodpo.rewards.base import (
+    Columns,
+    Description,
+    RewardRowError,
+    as_scores,
+    call_scorer,
+    check_lengths,
+)
 from moodpo.rewards.cache import ScoreIdentity, new_serial
-from moodpo.rewards.checks import check_config, resolve_label
+from moodpo.rewards.checks import check_config, own_code, resolve_label
+from moodpo.rewards.inputs import Inputs, TokenRow, encode_inputs
 from moodpo.rewards.presets import INPUTS, InputTemplate, Pooling
 from moodpo.rewards.sharing import equal_backbones, once, tokenizer_fingerprint
 from moodpo.rewards.specs import RewardSpec, ScoreKind, Scoring
+from moodpo.rewards.weight_files import find_damage
 from moodpo.token_ids import first_valid_id
 
 if TYPE_CHECKING:
@@ -40,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "ModelReward",
-    "encode_inputs",
     "first_sentence",
     "label_scores",
     "load_checkpoint",
@@ -48,8 +57,15 @@ __all__ = [
     "share_backbone",
 ]
 
-TokenRow: TypeAlias = Mapping[str, Sequence[int]]
-"""One unpadded input: `input_ids`, and `token_type_ids` where the tokenizer has them. T each."""
+logger = logging.getLogger(__name__)
+
+_HARMLESS = re.compile(
+    r"(^|\.)(position_ids|inv_freq|version|num_batches_tracked|masked_bias"
+    r"|(attn|attention|self_attention)\.bias"
+    r"|lm_head|embed_out|cls|pooler|predictions|lm_predictions|mask_predictions"
+    r"|vocab_transform|vocab_layer_norm|vocab_projector|final_logits_bias"
+    r"|(generator|discriminator)_\w+)(\.|$)"
+)
 
 
 class ModelReward:
@@ -75,6 +91,8 @@ class ModelReward:
         self.template = checkpoint.template(self.scoring)
         self.max_tokens = min(self.scoring.max_tokens, checkpoint.max_tokens)
         checkpoint.check_pooling(self.scoring, spec)
+        self._cut = self._read = 0
+        self._warned = False
 
     def score(
         self,
@@ -84,27 +102,41 @@ class ModelReward:
     ) -> Tensor:
         """Scores `[N]`, NaN for an input of no tokens at all. See `Reward.score`.
 
-        The prompt of a conversation is its last user turn, except where a checkpoint's chat
-        template renders the whole of it.
+        A conversation is read whole, and cut before the response is; see `moodpo.rewards.inputs`.
+        The first inputs that are cut are warned of.
 
         Raises:
             RewardError: If the forward pass failed, or gave NaN or an infinity for a text.
         """
         check_lengths(prompts, completions, columns)
-        rows = self.encode(prompts, completions)
+        inputs = self._inputs(prompts, completions)
+        rows = inputs.rows
+        self._count_cuts(inputs)
         ask = self.checkpoint.logits
         logits = call_scorer(self.name, ask, rows, batch_size=self.batch_size)  # [N, L]
         scores = label_scores(logits, label=self.label, kind=self.scoring.score)
         for index, row in enumerate(rows):
             if row["input_ids"] and scores[index].isnan():
-                raise RewardError(
-                    f"Reward {self.name!r} answered NaN for row {index}: the model overflowed. "
-                    "Load it with dtype=torch.float32, or check its weights."
+                raise RewardRowError(
+                    f"Reward {self.name!r} answered NaN",
+                    index,
+                    ": the model overflowed. Load it with dtype=torch.float32, or check its "
+                    "weights.",
+                    scores=scores.nan_to_num(math.nan, math.nan, math.nan).tolist(),
                 )
         return as_scores(self.name, scores, count=len(completions))
 
     def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[TokenRow]:
         """The N inputs, exactly as the classifier reads them, unpadded."""
+        return self._inputs(prompts, completions).rows
+
+    def pop_cuts(self) -> tuple[int, int]:
+        """How many inputs were cut to fit, out of how many that were read; starts anew."""
+        counts = self._cut, self._read
+        self._cut = self._read = 0
+        return counts
+
+    def _inputs(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Inputs:
         responses = [text.strip() for text in completions]
         if self.scoring.response == "first-sentence":
             responses = [first_sentence(text) for text in responses]
@@ -115,6 +147,27 @@ class ModelReward:
             lambda: encode_inputs(
                 tokenizer, self.template, prompts, responses, max_tokens=max_tokens
             ),
+        )
+
+    def _count_cuts(self, inputs: Inputs) -> None:
+        self._read += len(inputs.rows)
+        self._cut += inputs.cut
+        if not inputs.cut or self._warned:
+            return
+        self._warned = True
+        limit = self.checkpoint.max_tokens
+        logger.warning(
+            "Reward %r: %d of %d inputs are longer than %d tokens and were cut%s. %s",
+            self.name,
+            inputs.cut,
+            len(inputs.rows),
+            self.max_tokens,
+            f", {inputs.cut_responses} of them in the response itself"
+            if inputs.cut_responses
+            else " in the prompt; responses are whole",
+            f"Its model reads up to {limit}: raise #max_tokens=."
+            if self.max_tokens < limit
+            else "Its model reads no more (#max_tokens= cannot be raised): pass shorter prompts.",
         )
 
     @property
@@ -150,103 +203,6 @@ class ModelReward:
             "max_tokens": self.max_tokens,
             "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
         }
-
-
-def encode_inputs(
-    tokenizer: PreTrainedTokenizerBase,
-    template: InputTemplate,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    *,
-    max_tokens: int,
-) -> list[TokenRow]:
-    """Writes N prompts and responses as the inputs of a reward model.
-
-    Args:
-        tokenizer: The reward model's own.
-        template: How the two become one text, a pair, or a conversation.
-        prompts: N raw prompts.
-        responses: N texts, already stripped.
-        max_tokens: Longer inputs are cut; of a pair, the longer text first.
-
-    Returns:
-        N unpadded rows. Encoders keep their special tokens; text never becomes one.
-    """
-    if not responses:
-        return []
-    if template.chat:
-        encoded = tokenizer.apply_chat_template(
-            [_conversation(p, r) for p, r in zip(prompts, responses, strict=True)],
-            sanitize_control_tokens=True,
-            truncation=True,
-            max_length=max_tokens,
-            return_dict=True,
-        )
-        return [{"input_ids": ids} for ids in encoded["input_ids"]]
-    fields = [
-        {"prompt": prompt_text(p), "response": r} for p, r in zip(prompts, responses, strict=True)
-    ]
-    if "{bos}" in template.first:
-        return _encode_around_bos(tokenizer, template.first, fields, max_tokens=max_tokens)
-    encoded = tokenizer(
-        [template.first.format(**f) for f in fields],
-        None if template.second is None else [template.second.format(**f) for f in fields],
-        truncation=True,
-        max_length=max_tokens,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_special_tokens_mask=True,
-        verbose=False,
-    )
-    controls = control_ids(tokenizer)
-    rows = zip(*encoded.values(), strict=True)
-    return [_only_added_controls(dict(zip(encoded, row, strict=True)), controls) for row in rows]
-
-
-def _encode_around_bos(
-    tokenizer: PreTrainedTokenizerBase,
-    first: str,
-    fields: Sequence[Mapping[str, str]],
-    *,
-    max_tokens: int,
-) -> list[TokenRow]:
-    """Texts joined by the real bos token: `{bos}` of the template alone becomes a control token."""
-    controls = control_ids(tokenizer)
-    rows: list[list[int]] = [[] for _ in fields]
-    for place, part in enumerate(first.split("{bos}")):
-        texts = [part.format(**f) for f in fields]
-        encoded = tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
-        for row, ids in zip(rows, encoded["input_ids"], strict=True):
-            row.extend([tokenizer.bos_token_id] * (place > 0))
-            row.extend(token for token in ids if token not in controls)
-    return [{"input_ids": row[:max_tokens]} for row in rows]
-
-
-def _only_added_controls(row: dict[str, list[int]], controls: frozenset[int]) -> TokenRow:
-    """Drops control tokens that came out of the text rather than from the tokenizer's frame.
-
-    `split_special_tokens` is not enough: converted SentencePiece vocabularies hold `[SEP]` as an
-    ordinary piece too, so that the plain text matches it.
-    """
-    added = row.pop("special_tokens_mask")
-    kept = [
-        frame or token not in controls for frame, token in zip(added, row["input_ids"], strict=True)
-    ]
-    return {key: list(compress(values, kept)) for key, values in row.items()}
-
-
-def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Token ids that text must never become: all special ones but a mere "unknown"."""
-    roles = ("bos", "eos", "sep", "cls", "pad", "mask")
-    structural = {getattr(tokenizer, f"{role}_token_id", None) for role in roles}
-    return frozenset({*tokenizer.all_special_ids} - ({tokenizer.unk_token_id} - structural))
-
-
-def _conversation(prompt: Prompt, response: str) -> list[dict[str, str]]:
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [*map(dict, turns), {"role": "assistant", "content": response}]
 
 
 def first_sentence(text: str) -> str:
@@ -339,7 +295,8 @@ class Checkpoint:
     @property
     def max_tokens(self) -> int:
         """The longest input that tokenizer and position embeddings allow."""
-        positions = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 0
+        positions = positions if positions > 0 else sys.maxsize  # XLNet's -1 is "any"
         for name, module in self.model.named_modules():
             # RoBERTa and its kin count positions from padding_idx + 1.
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -447,8 +404,9 @@ def load_checkpoint(spec: RewardSpec, *, device: torch.device, dtype: torch.dtyp
     """Loads the classifier of a spec, after its `config.json` has been found to be one.
 
     Raises:
-        RewardSpecError: If it cannot be found, is no sequence classifier (refused before any
-            weight is read), or lacks weights that would have been made up at random.
+        RewardSpecError: If it cannot be found or is damaged, is no sequence classifier (refused
+            before any weight is read), lacks weights that would have been made up at random, or
+            has weights that its score would leave out.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -460,16 +418,27 @@ def load_checkpoint(spec: RewardSpec, *, device: torch.device, dtype: torch.dtyp
     tokenizer = load_tokenizer(source, revision)
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, revision=revision, config=config, dtype=dtype, output_loading_info=True
+            source,
+            revision=revision,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _cannot_load(source, error) from error
+    except Exception as error:  # damaged files and odd configurations raise anything
+        raise _cannot_load(source, error, revision) from error
     if missing := sorted(report["missing_keys"]):
         raise RewardSpecError(
             f"{source} lacks the weights {', '.join(missing[:4])}: they would be random, and so "
             "would the scores. Pass a checkpoint that was trained as a sequence classifier."
+        )
+    if unused := unused_weights(report["unexpected_keys"]):
+        raise RewardSpecError(
+            f"{source} has the weights {', '.join(unused[:4])}, which a {type(model).__name__} "
+            "does not use: another architecture computed its scores. Pass a checkpoint that is "
+            "one, or score with it in a function of yours."
         )
     keep_head_in_float32(model)
     return Checkpoint.from_model(
@@ -479,6 +448,15 @@ def load_checkpoint(spec: RewardSpec, *, device: torch.device, dtype: torch.dtyp
         revision=revision,
         rebuildable=True,
     )
+
+
+def unused_weights(unexpected: Iterable[str]) -> list[str]:
+    """Of the tensors that a class does not use, those that a score should have followed from.
+
+    Buffers that old releases saved are none, nor are the heads of pretraining and the poolers that
+    fine-tuned classifiers carry along.
+    """
+    return sorted(name for name in unexpected if not _HARMLESS.search(name))
 
 
 def share_backbone(checkpoint: Checkpoint, others: Iterable[Checkpoint]) -> None:
@@ -501,12 +479,7 @@ def share_backbone(checkpoint: Checkpoint, others: Iterable[Checkpoint]) -> None
 
 def find_commit(source: str, revision: str | None) -> str | None:
     """The commit that a revision stands for in the Hub cache; None for folders."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if Path(source).exists():
-        return None
-    found = try_to_load_from_cache(source, "config.json", revision=revision)
-    return Path(found).parent.name if isinstance(found, str) else None
+    return None if (folder := _folder_of(source, revision)) == Path(source) else folder.name
 
 
 def load_config(source: str, revision: str | None) -> PreTrainedConfig:
@@ -514,9 +487,9 @@ def load_config(source: str, revision: str | None) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(source, error) from error
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        raise _cannot_load(source, error, revision) from error
 
 
 def load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
@@ -524,9 +497,9 @@ def load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(source, error) from error
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        raise _cannot_load(source, error, revision) from error
 
 
 def keep_head_in_float32(model: PreTrainedModel) -> None:
@@ -546,10 +519,27 @@ def _inputs_to_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any,
     return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)
 
 
-def _cannot_load(source: str, error: Exception) -> RewardSpecError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+def _cannot_load(source: str, error: Exception, revision: str | None) -> RewardSpecError:
+    if "trust_remote_code" in str(error):
+        return own_code(source)
+    if damage := find_damage(_folder_of(source, revision)):
+        return RewardSpecError(f"Cannot load the reward model {source!r}: {damage}")
+    said = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    if not isinstance(error, (OSError, ValueError, RuntimeError)):
+        said = f"{type(error).__name__}: {said}"
+    reason = said if said.endswith((".", "!", "?", ":")) else f"{said}."
     return RewardSpecError(
         f"Cannot load the reward model {source!r}: {reason} Check the name and, without a "
         "network, download it first (hf download) and pass its folder: name=/path#like=preset "
         "keeps a preset's format."
     )
+
+
+def _folder_of(source: str, revision: str | None) -> Path:
+    """Where the files of a checkpoint are: its folder, or the Hub cache's of the revision."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = None
+    if not Path(source).exists():
+        found = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else Path(source)

@@ -11,13 +11,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 
-from moodpo.errors import RewardError, RewardSpecError
-from moodpo.rewards.base import Columns, Description, Reward, as_scores, call_scorer, check_lengths
+from moodpo.errors import RewardSpecError
+from moodpo.rewards.base import (
+    Columns,
+    Description,
+    Reward,
+    RewardRowError,
+    as_scores,
+    call_scorer,
+    check_lengths,
+)
 from moodpo.rewards.cache import ScoreCache, first_unknown, row_keys, score_identity
 from moodpo.rewards.sharing import shared_work
 
@@ -91,6 +98,11 @@ class RewardPanel:
         """One description per reward, in order; `specs.rebuild_specs` reads them back."""
         return [reward.describe() for reward in self.rewards]
 
+    def pop_cuts(self) -> tuple[int, int]:
+        """How many inputs of models were cut to fit, out of how many read; starts anew."""
+        counts = [reward.pop_cuts() for reward in self.rewards if hasattr(reward, "pop_cuts")]
+        return sum(cut for cut, _ in counts), sum(read for _, read in counts)
+
     def _score(
         self,
         reward: Reward,
@@ -105,9 +117,17 @@ class RewardPanel:
             return self._ask(reward, prompts, completions, columns)
         known = self.cache.find(keys)
         rows = first_unknown(keys, known)
-        fresh = self._ask_rows(reward, rows, prompts, completions, columns)
-        new = {keys[row]: score for row, score in zip(rows, fresh.tolist(), strict=True)}
-        self.cache.keep(new)
+
+        def keep(scores: Sequence[float]) -> dict[bytes, float]:
+            new = {keys[row]: score for row, score in zip(rows, scores, strict=True)}
+            self.cache.keep(new)
+            return new
+
+        try:
+            new = keep(self._ask_rows(reward, rows, prompts, completions, columns).tolist())
+        except RewardRowError as error:
+            keep(error.scores)  # whoever asks again asks about the rows that failed
+            raise error.renumbered(rows) from error.__cause__
         self.cache.count(hits=len(keys) - len(rows), misses=len(rows))
         known |= new
         return torch.tensor([known[key] for key in keys], dtype=torch.float32)
@@ -125,15 +145,12 @@ class RewardPanel:
             return self._ask(reward, prompts, completions, columns)
         if not rows:
             return torch.empty(0)
-        # A failure is met again by asking about all rows: its message then numbers the caller's.
-        with suppress(RewardError):
-            return self._ask(
-                reward,
-                [prompts[row] for row in rows],
-                [completions[row] for row in rows],
-                {name: [values[row] for row in rows] for name, values in (columns or {}).items()},
-            )
-        return self._ask(reward, prompts, completions, columns)[list(rows)]
+        return self._ask(
+            reward,
+            [prompts[row] for row in rows],
+            [completions[row] for row in rows],
+            {name: [values[row] for row in rows] for name, values in (columns or {}).items()},
+        )
 
     def _ask(
         self,

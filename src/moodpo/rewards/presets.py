@@ -41,12 +41,23 @@ class InputTemplate:
             (text that looks like a field stays text); `{bos}` is the tokenizer's real bos token.
         second: The second text of a pair; None for a single text.
         chat: The checkpoint's own chat template renders the conversation instead.
+        transcript: `{prompt}` is a whole dialogue in the frame of Anthropic HH, of which the
+            template writes the beginning and the end.
+        keeps: Which part of a prompt that is too long is kept: a dialogue's end is what is
+            answered, a document's start says what it is about.
     """
 
     name: str
     first: str = ""
     second: str | None = None
     chat: bool = False
+    transcript: bool = False
+    keeps: Literal["start", "end"] = "end"
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether anything of the prompt is in the input."""
+        return self.chat or "{prompt}" in f"{self.first}{self.second}"
 
     def __str__(self) -> str:
         if self.chat:
@@ -60,10 +71,15 @@ INPUTS: dict[str, InputTemplate] = {
     template.name: template
     for template in (
         # The space before the second line break is on the model cards and in the training data.
-        InputTemplate(name="hh", first="\n\nHuman: {prompt} \n\nAssistant:", second="{response}"),
+        InputTemplate(
+            name="hh",
+            first="\n\nHuman: {prompt} \n\nAssistant:",
+            second="{response}",
+            transcript=True,
+        ),
         InputTemplate(name="response", first="{response}"),
-        InputTemplate(name="tldr", first="{response} {bos} {prompt}"),
-        InputTemplate(name="response-prompt", first="{response}", second="{prompt}"),
+        InputTemplate(name="tldr", first="{response} {bos} {prompt}", keeps="start"),
+        InputTemplate(name="response-prompt", first="{response}", second="{prompt}", keeps="start"),
         InputTemplate(name="prompt-response", first="{prompt}", second="{response}"),
         InputTemplate(name="chat", chat=True),
     )

@@ -132,14 +132,15 @@ class RolloutCollector:
                 num_completions=self.num_completions,
                 seeds=[derive_seed(*key, "y", *at) for at in self._positions(batch.indices, M)],
             )
+        token_ids = [tuple(c.token_ids for c in row) for row in completions]
         texts = [tuple(completion_text(self.tokenizer, c) for c in row) for row in completions]
         with self.phase("score"):
-            rewards = self.score(batch, texts)
+            rewards = self.score(batch, texts, token_ids)
         return RolloutBatch(
             prompts=prompts,
             weights=weights,
             prompt_ids=prompt_ids,
-            completion_ids=[tuple(c.token_ids for c in row) for row in completions],
+            completion_ids=token_ids,
             completions=texts,
             finished=torch.tensor([[c.finished for c in row] for row in completions]),
             rewards=rewards,
@@ -148,13 +149,22 @@ class RolloutCollector:
             bounds=bounds,
         )
 
-    def score(self, batch: PromptBatch, texts: Sequence[Sequence[str]]) -> Tensor:
+    def score(
+        self,
+        batch: PromptBatch,
+        texts: Sequence[Sequence[str]],
+        token_ids: Sequence[Sequence[TokenIds]],
+    ) -> Tensor:
         """Raw rewards `[B * M, g, K]` of interleaved completions, one pass per reward."""
         repeat = range(self.weights_per_prompt * self.num_completions)
+        columns = {
+            name: [v for v in values for _ in repeat] for name, values in batch.columns.items()
+        }
+        columns["completion_ids"] = [list(ids) for row in token_ids for ids in row]
         flat = self.panel.score(
             [prompt for prompt in batch.prompts for _ in repeat],
             [text for row in texts for text in row],
-            {name: [v for v in values for _ in repeat] for name, values in batch.columns.items()},
+            columns,
         )  # [B * M * g, K]
         return flat.view(len(texts), self.num_completions, -1)
 

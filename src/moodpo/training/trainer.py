@@ -47,7 +47,7 @@ from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import padding_token_id, token_roles
 from moodpo.manifest import RunManifest, check_continuation, write_json
 from moodpo.records import PairBatch, PromptBatch, RolloutBatch
-from moodpo.rewards import Reward, RewardPanel, load_rewards
+from moodpo.rewards import Reward, RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer, NormalizerKind
 from moodpo.training.batching import by_token_budget, spread_over_passes
 from moodpo.training.card import write_model_card
@@ -154,6 +154,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         args = args or MOODPOConfig(output_dir="moodpo-output")
         datasets = check_datasets(args, train_dataset, eval_dataset)
+        check_data(reward_funcs, *datasets)
         model, tokenizer = _load(model, processing_class, args)
         check_model_lengths(model, args)
         base = base or getattr(model.config, "_name_or_path", None) or None
@@ -696,6 +697,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         metrics.add("pairs/flipped", statistics.flipped, statistics.relabeled)
         hits, misses = self.collector.panel.cache.pop_counts()
         metrics.add("score/cache_hits", hits, hits + misses)
+        metrics.add("score/cut", *self.collector.panel.pop_cuts())
         lengths = [len(c) for pair in rollout.completion_ids for c in pair]
         metrics.add("completions/mean_length", sum(lengths), len(lengths))
         truncated = (~rollout.finished).sum().item()
