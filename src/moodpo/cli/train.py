@@ -191,6 +191,7 @@ def _train(
             callbacks=[interrupt],
         )
     note(f"objectives  {', '.join(trainer.objectives)}")
+    note(f"fast paths  {trainer.fast_paths}")
     note(f"output      {args.output_dir}")
     try:
         if "wandb" in args.report_to:

@@ -126,7 +126,8 @@ def collate_pairs(
 
     B continues the prompt as if A were not there: a block mask hides A from B, and B's positions
     restart where the prompt ended. The prompt is computed once instead of once per completion,
-    and the result is exact.
+    and the result is exact where every layer is full attention that reads a 4-D mask and position
+    ids. Whether a model's are must be tried: windows, recurrent states and ALiBi are not.
 
     Args:
         prompt_ids: N prompts, at least one token each.
@@ -202,6 +203,10 @@ def completion_logps(
         kwargs["position_ids"] = batch.position_ids
     if batch.attention_mask is not None:
         kwargs["attention_mask"] = _additive_mask(batch.attention_mask, model)
+    if _returns_router_logits(model):
+        # They feed an auxiliary loss beside the model's own, which is not asked for here, and
+        # whose sums know neither such masks nor such logits.
+        kwargs["output_router_logits"] = False
     if linear_head:
         with _bare_hidden_states(model) as (head, dtypes):
             hidden = model(**kwargs).logits  # [N, S, D]
@@ -235,9 +240,8 @@ def completion_logps(
 def head_is_linear(model: nn.Module, *, tolerance: float = 1e-5) -> bool:
     """Whether `logits = head(hidden)` exactly, tried on a few tokens rather than believed.
 
-    False for models that cap, scale or otherwise treat their logits after the head (Gemma 2,
-    Cohere, Granite), for heads that carry an adapter or are quantized, and for models whose
-    output has no such head.
+    False for models that cap or shift their logits after the head (Gemma 2; scaling is linear),
+    for heads that carry an adapter or are quantized, and for models whose output has no such head.
 
     Args:
         model: A causal language model, possibly wrapped.
@@ -247,29 +251,37 @@ def head_is_linear(model: nn.Module, *, tolerance: float = 1e-5) -> bool:
         Whether `completion_logps` may use the chunked head.
     """
     head = _output_head(model)
-    if type(head) is not nn.Linear or head.weight.dim() != 2 or head.weight.is_meta:
+    if not isinstance(head, nn.Linear) or not _is_plain(head):
         return False
     was_training = model.training
     model.eval()
     try:
         ids = torch.arange(4, device=head.weight.device)[None]  # [1, 4]
         logits = model(input_ids=ids, use_cache=False).logits.float()
-        with _bare_hidden_states(model):
+        with _bare_hidden_states(model, scale=_TRIAL_SCALE):
             hidden = model(input_ids=ids, use_cache=False).logits
-        if hidden.shape[-1] != head.weight.shape[1]:
+        if hidden.shape[-1] != head.weight.shape[1] or hidden.device != head.weight.device:
             return False
-        expected = F.linear(hidden, head.weight.to(hidden.dtype), head.bias).float()
+        expected = F.linear(hidden / _TRIAL_SCALE, head.weight.to(hidden.dtype), head.bias).float()
         return bool((logits - expected).abs().max() <= tolerance * logits.abs().max())
     finally:
         model.train(was_training)
 
 
+# A cap on logits shows in large ones only, which a model without training has not. A power of two
+# leaves everything else as it is, to the last bit.
+_TRIAL_SCALE = 64
+
+
 @contextmanager
-def _bare_hidden_states(model: nn.Module) -> Iterator[tuple[nn.Linear, list[torch.dtype]]]:
+def _bare_hidden_states(
+    model: nn.Module, *, scale: float = 1
+) -> Iterator[tuple[nn.Linear, list[torch.dtype]]]:
     """Within it, the model's `logits` are its last hidden states: its head passes them through.
 
     The call still enters by the outermost wrapper, so that DDP sees a normal forward. Yields the
-    head, and a list to which each call adds the type that the head would have computed in.
+    head, and a list to which each call adds the type that the head would have computed in. With a
+    scale, hidden states come out multiplied.
     """
     head = _output_head(model)
     assert isinstance(head, nn.Linear)
@@ -277,13 +289,32 @@ def _bare_hidden_states(model: nn.Module) -> Iterator[tuple[nn.Linear, list[torc
 
     def pass_through(input: Tensor) -> Tensor:
         dtypes.append(compute_dtype(input.device.type, input.dtype))
-        return input
+        return input if scale == 1 else input * scale
 
-    head.forward = pass_through  # type: ignore[method-assign]
+    before = head.__dict__.get("forward")  # a hook of accelerate's, or another replacement
+    head.__dict__["forward"] = pass_through
     try:
         yield head, dtypes
     finally:
-        del head.forward
+        del head.__dict__["forward"]
+        if before is not None:
+            head.__dict__["forward"] = before
+
+
+def _is_plain(head: nn.Linear) -> bool:
+    """Whether a head is its weight and bias, in numbers that can be multiplied.
+
+    A subclass with parameters of its own would give the same values at first, and then train them
+    without a gradient.
+    """
+    names = {name for name, _ in head.named_parameters()}
+    return (
+        names <= {"weight", "bias"}
+        and type(head.weight.data) is Tensor
+        and head.weight.is_floating_point()
+        and head.weight.dim() == 2
+        and not head.weight.is_meta
+    )
 
 
 def _entropies(logps: Tensor) -> Tensor:
@@ -291,10 +322,20 @@ def _entropies(logps: Tensor) -> Tensor:
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
+    getter = getattr(_language_model(model), "get_output_embeddings", None)
+    return getter() if callable(getter) else None
+
+
+def _returns_router_logits(model: nn.Module) -> bool:
+    config = getattr(_language_model(model), "config", None)
+    return bool(getattr(config, "output_router_logits", False))
+
+
+def _language_model(model: nn.Module) -> nn.Module:
+    """The model within wrappers that know nothing of language (DDP)."""
     while not hasattr(model, "get_output_embeddings") and hasattr(model, "module"):
         model = model.module  # type: ignore[assignment]
-    getter = getattr(model, "get_output_embeddings", None)
-    return getter() if callable(getter) else None
+    return model
 
 
 def _block_mask(segments: Tensor) -> Tensor:

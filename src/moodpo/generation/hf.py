@@ -225,7 +225,9 @@ class _Forward:
         # An index rather than `1`: a slice of the last column is not contiguous, and for it torch
         # multiplies a frozen output layer as a batch of matrices (50 times slower).
         last = ids.new_full((1,), ids.shape[1] - 1)
-        optional = {"position_ids": positions, "logits_to_keep": last}
+        # Router logits feed an auxiliary loss, which decoding has not.
+        optional: dict[str, Tensor | bool] = {"output_router_logits": False}
+        optional |= {"position_ids": positions, "logits_to_keep": last}
         output = self.model(
             input_ids=ids,
             attention_mask=None if mask is None else mask.long(),

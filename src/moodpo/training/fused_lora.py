@@ -18,27 +18,59 @@ from torch import Tensor, nn
 from moodpo.core.lora import drops, lora_linear, plain_adapter
 from moodpo.core.precision import compute_dtype
 
-__all__ = ["fuse_lora"]
+__all__ = ["fuse_lora", "lora_layers", "runs_fused"]
 
 
 def fuse_lora(model: nn.Module) -> int:
     """Gives every plain LoRA linear layer of a PEFT model the fused forward.
 
     Args:
-        model: A PEFT model; any other is left alone.
+        model: A PEFT model; any other is left alone, and so are layers whose forward something
+            else has replaced.
 
     Returns:
-        How many layers were changed. What a layer does at each call is still its own state's
-        choice: a disabled or merged adapter is respected.
+        How many layers have it. What a layer does at each call is still its own state's choice: a
+        disabled or merged adapter is respected.
     """
-    if not hasattr(model, "peft_config"):
-        return 0
-    from peft.tuners.lora.layer import Linear
-
-    layers = [module for module in model.modules() if type(module) is Linear]
+    layers = [
+        layer for layer in lora_layers(model) if "forward" not in layer.__dict__ or _is_fused(layer)
+    ]
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
     return len(layers)
+
+
+def lora_layers(model: nn.Module) -> list[Any]:
+    """The LoRA linear layers of a PEFT model; none of any other."""
+    if not hasattr(model, "peft_config"):
+        return []
+    from peft.tuners.lora.layer import Linear
+
+    return [module for module in model.modules() if type(module) is Linear]
+
+
+def runs_fused(layer: Any) -> bool:
+    """Whether a LoRA layer, as it is now, takes the fused forward when it is trained."""
+    if not _is_fused(layer) or plain_adapter(layer) is None:
+        return False
+    name = layer.active_adapters[0]
+    parts = (layer.base_layer, layer.lora_A[name], layer.lora_B[name])
+    return not any(map(_does_more, parts))
+
+
+def _is_fused(layer: Any) -> bool:
+    return getattr(layer.__dict__.get("forward"), "__func__", None) is _forward
+
+
+def _does_more(part: nn.Module) -> bool:
+    """Whether calling a linear module does more than multiply by the weight that it shows.
+
+    Hooks (accelerate's, for layers that lie elsewhere), a replaced forward, quantized weights.
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if "forward" in part.__dict__ or any(getattr(part, name) for name in hooks):
+        return True
+    return type(part.weight.data) is not Tensor
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -52,6 +84,8 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return _peft_forward(self, x)
     x = x.to(dtype)
     if torch.is_grad_enabled():
+        if not runs_fused(self):
+            return _peft_forward(self, x)
         dropped = self.lora_dropout[self.active_adapters[0]](x) if dropping else None
         return lora_linear(x, base.weight, base.bias, *adapter, dropped)
     output: Tensor = base(x)

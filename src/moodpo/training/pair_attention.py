@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["masked_attention", "use_pair_attention"]
+__all__ = ["NAME", "drop_pair_attention", "masked_attention", "use_pair_attention"]
 
 NAME = "moodpo_sdpa"
 
@@ -32,17 +32,29 @@ def use_pair_attention(model: nn.Module) -> bool:
         Whether anything was changed: nothing is away from CPUs, for models that chose another
         implementation, and for those whose attention cannot be set.
     """
-    base: Any = model
-    if hasattr(base, "get_base_model"):  # PEFT's
-        base = base.get_base_model()
-    if not isinstance(base, PreTrainedModel) or base.device.type != "cpu":
+    base = _base_of(model)
+    if base is None or base.device.type != "cpu":
         return False
-    if base.config._attn_implementation != "sdpa":
+    if base.config._attn_implementation not in ("sdpa", NAME):
         return False
     AttentionInterface.register(NAME, _attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     base.set_attn_implementation(NAME)
     return bool(base.config._attn_implementation == NAME)
+
+
+def drop_pair_attention(model: nn.Module) -> None:
+    """Gives a model that took it torch's kernel again."""
+    base = _base_of(model)
+    if base is not None and base.config._attn_implementation == NAME:
+        base.set_attn_implementation("sdpa")
+
+
+def _base_of(model: nn.Module) -> Any:
+    base: Any = model
+    if hasattr(base, "get_base_model"):  # PEFT's
+        base = base.get_base_model()
+    return base if isinstance(base, PreTrainedModel) else None
 
 
 def masked_attention(
@@ -53,12 +65,12 @@ def masked_attention(
     Args:
         query: `[N, H, S, d]`.
         key: `[N, H / G, S, d]`.
-        value: The same shape.
+        value: `[N, H / G, S, v]`; v is d but for latent attention (DeepSeek).
         mask: Added to the scores, `[N or 1, 1, S, S]`; no row may be impossible throughout.
         scaling: Usually `d ** -0.5`.
 
     Returns:
-        `[N, H, S, d]`.
+        `[N, H, S, v]`.
     """
     output: Tensor = _MaskedAttention.apply(query, key, value, mask, scaling)  # type: ignore[no-untyped-call]
     return output
@@ -73,7 +85,7 @@ class _MaskedAttention(torch.autograd.Function):
         output = _probabilities(grouped, key, mask, scaling) @ value
         ctx.save_for_backward(grouped, key, value, mask, output)
         ctx.scaling, ctx.shape = scaling, query.shape
-        return output.view(query.shape)
+        return output.view(*query.shape[:3], value.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

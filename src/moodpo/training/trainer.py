@@ -35,9 +35,7 @@ from moodpo.core.importance import log_importance, matched_log_importance
 from moodpo.core.logps import (
     CompletionLogps,
     TokenBatch,
-    collate_pairs,
     completion_logps,
-    head_is_linear,
 )
 from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
 from moodpo.core.pairing import gap_threshold
@@ -64,11 +62,16 @@ from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.lookahead import Lookahead, replicate
 from moodpo.training.metrics import MetricStore, PhaseClock
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
-from moodpo.training.pair_attention import use_pair_attention
 from moodpo.training.pairs import (
     PairStatistics,
     bounds_kept,
     build_pairs,
+)
+from moodpo.training.paths import (
+    FastPaths,
+    describe_lora,
+    find_fast_paths,
+    try_own_attention,
 )
 from moodpo.training.reference import make_reference
 from moodpo.training.rollout import RolloutCollector, derive_seed
@@ -183,7 +186,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             optimizers=optimizers,
         )
         self._check_parallelism()
-        use_pair_attention(self.model)  # where it is now: the Trainer has moved it to its device
         self.clock = PhaseClock(self._show_phase)
         panel = self._make_panel(reward_funcs)
         conditioner = conditioner or args.make_conditioner(panel.names)
@@ -219,8 +221,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             phase=self.clock,
         )
         self._lookahead = self._make_lookahead() if args.async_rollouts else None
-        self._linear_head = head_is_linear(self.model)
-        self._reference_linear_head: bool | None = None
+        self.paths, self._reference_paths = self._find_paths()
         self._replace_progress_bar()
 
     # ---- What the user calls ----
@@ -441,6 +442,20 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         operations: int = 6 * self.model.num_parameters() * tokens.input_ids.numel()
         return operations
 
+    def _find_paths(self) -> tuple[FastPaths, FastPaths]:
+        """The policy's and the reference's, where they are now: on this process's device."""
+        policy = find_fast_paths(self.model).agreed(self._gather)
+        with self.reference.active() as model:
+            shared = model is self.model
+            reference = policy if shared else find_fast_paths(model).agreed(self._gather)
+        attention = try_own_attention(self.model, policy, autocast=self.accelerator.autocast)
+        said = [policy.describe(), f"fused LoRA {describe_lora(self.model)}"]
+        said += [f"own attention {attention}"]
+        said += [] if shared else [f"reference: {reference.describe()}"]
+        self.fast_paths = "; ".join(said)
+        logger.info("Fast paths: %s", self.fast_paths)
+        return policy, reference
+
     # ---- One optimizer step ----
 
     def make_generator(self, model: nn.Module) -> Generator:
@@ -554,7 +569,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         new = pairs.select(relabeled)
         own = replace(new, prompt_ids=[rollout.prompt_ids[row] for row in new.rows.tolist()])
         with self.accelerator.autocast():
-            logps = [self._logps(self.model, each, self._linear_head) for each in (new, own)]
+            logps = [self._logps(self.model, each, self.paths) for each in (new, own)]
         lengths = torch.tensor([[len(ids) for ids in pair] for pair in new.completion_ids])
         lengths = lengths.view(-1, 2).to(logps[0].device)
         importance = log_importance(logps[0], logps[1], lengths).exp()  # [P', 2]
@@ -566,22 +581,20 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
     def _reference_logps(self, pairs: PairBatch) -> Tensor:
         """Log-probabilities `[P, 2]` under the reference."""
         with self.reference.active() as model, self.accelerator.autocast():
-            if self._reference_linear_head is None:  # tried once: it takes two forward passes
-                shared = model is self.model
-                self._reference_linear_head = self._linear_head if shared else head_is_linear(model)
-            return self._logps(model, pairs, self._reference_linear_head)
+            return self._logps(model, pairs, self._reference_paths)
 
     @torch.no_grad()
-    def _logps(self, model: nn.Module, pairs: PairBatch, linear_head: bool) -> Tensor:
+    def _logps(self, model: nn.Module, pairs: PairBatch, paths: FastPaths) -> Tensor:
         """Log-probabilities `[P, 2]` without a gradient, in as few passes as memory allows."""
         result = torch.zeros(len(pairs), 2, device=self.args.device)
         was_training = self.model.training
         self.model.eval()
-        for rows in by_token_budget(_lengths(pairs), REFERENCE_TOKENS):
+        lengths = paths.lengths(pairs.prompt_ids, pairs.completion_ids)
+        for rows in by_token_budget(lengths, REFERENCE_TOKENS):
             scored = completion_logps(
                 model,
-                self._tokens(pairs, rows),
-                linear_head=linear_head,
+                self._tokens(pairs, rows, paths),
+                linear_head=paths.linear_head,
                 with_entropies=False,
                 temperature=self.args.temperature,
             )
@@ -598,20 +611,19 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         if budget is None and self.args.activation_checkpointing:
             budget = CHECKPOINTED_TOKENS
         # A prompt's labelings stay together: they are compared with each other.
-        passes = spread_over_passes(
-            _lengths(pairs), count, groups=pairs.rows.tolist(), budget=budget
-        )
+        lengths = self.paths.lengths(pairs.prompt_ids, pairs.completion_ids)
+        passes = spread_over_passes(lengths, count, groups=pairs.rows.tolist(), budget=budget)
         return [{"micro_batch": self._micro_batch(pairs, rows, scale)} for rows in passes]
 
     def _micro_batch(self, pairs: PairBatch, rows: Sequence[int], scale: float) -> MicroBatch:
         return MicroBatch(
-            tokens=self._tokens(pairs, rows) if rows else None,
+            tokens=self._tokens(pairs, rows, self.paths) if rows else None,
             pairs=pairs.select(rows).to(self.args.device),
             scale=scale,
         )
 
-    def _tokens(self, pairs: PairBatch, rows: Sequence[int]) -> TokenBatch:
-        batch = collate_pairs(
+    def _tokens(self, pairs: PairBatch, rows: Sequence[int], paths: FastPaths) -> TokenBatch:
+        batch = paths.collate(
             [pairs.prompt_ids[i] for i in rows],
             [pairs.completion_ids[i] for i in rows],
             pad_token_id=padding_token_id(self.processing_class, self.model),
@@ -626,7 +638,10 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         # The policy is what samples: log-probabilities of another temperature would call its own
         # completions unlikely, and their likelihood alone (`rpo_alpha`) would sharpen it each step.
         scored = completion_logps(
-            model, batch.tokens, linear_head=self._linear_head, temperature=args.temperature
+            model,
+            batch.tokens,
+            linear_head=self.paths.linear_head,
+            temperature=args.temperature,
         )
         policy_logps, lengths = scored.logps.view(-1, 2), scored.lengths.view(-1, 2)
         self._record_pairs(mode, pairs, scored)
@@ -921,13 +936,6 @@ def _zero_loss(model: nn.Module) -> Tensor:
         return model(input_ids=token, use_cache=False).logits.float().sum() * 0.0  # type: ignore[no-any-return]
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.stack([p.flatten()[0] * 0.0 for p in trained]).sum()
-
-
-def _lengths(pairs: PairBatch) -> list[int]:
-    return [
-        len(prompt) + sum(map(len, completions))
-        for prompt, completions in zip(pairs.prompt_ids, pairs.completion_ids, strict=True)
-    ]
 
 
 def _with_deviations(means: Mapping[str, float]) -> dict[str, float]:
