@@ -11,12 +11,12 @@ PROMPTS = [(1, 2, 3), (4, 5, 6, 7)]
 PAIRS = [((9, 10), (11, 12, 13)), ((14, 3), (15, 16))]
 
 
-def inputs(dtype=torch.float64, *, batch=2, heads=4, groups=2, length=5, width=3):
+def inputs(dtype=torch.float64, *, batch=2, heads=4, groups=2, length=5, width=3, value_width=3):
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(batch, heads, length, width, generator=generator, dtype=dtype)
     key, value = (
-        torch.randn(batch, heads // groups, length, width, generator=generator, dtype=dtype)
-        for _ in range(2)
+        torch.randn(batch, heads // groups, length, size, generator=generator, dtype=dtype)
+        for size in (width, value_width)
     )
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1).expand(batch, 1, -1, -1).clone()
     hidden[1, :, 3:, 1] = True  # a block mask is not only causal
@@ -34,16 +34,18 @@ def test_by_hand():
     torch.testing.assert_close(output, torch.tensor([[[[4.0], [5.0]]]]))
 
 
+@pytest.mark.parametrize("value_width", [3, 2, 5])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_equals_torch(groups):
-    query, key, value, mask = inputs(torch.float32, groups=groups)
+def test_equals_torch(groups, value_width):
+    query, key, value, mask = inputs(torch.float32, groups=groups, value_width=value_width)
     expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
     torch.testing.assert_close(masked_attention(query, key, value, mask, 3**-0.5), expected)
 
 
+@pytest.mark.parametrize("value_width", [3, 2])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_gradients_are_those_of_finite_differences(monkeypatch, groups):
-    query, key, value, mask = inputs(groups=groups)
+def test_gradients_are_those_of_finite_differences(monkeypatch, groups, value_width):
+    query, key, value, mask = inputs(groups=groups, value_width=value_width)
     # The softmax is made in float32; finite differences need more.
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self.clone())
     tensors = [t.requires_grad_() for t in (query, key, value)]
