@@ -70,7 +70,8 @@ WINDOWED = {
         ("mistral_window", "ministral", "qwen2_window", "phi3_window", "starcoder2_window"),
         "sliding_window",
     ),
-    **dict.fromkeys(("gemma2", "gemma3", "gpt_oss", "olmo3", "cohere2"), "sliding_window"),
+    **dict.fromkeys(("gemma2", "gemma3", "gemma4", "gpt_oss", "olmo3"), "sliding_window"),
+    **dict.fromkeys(("exaone4", "cohere2"), "sliding_window"),
     "llama4": "attention_chunk_size",
 }
 

@@ -20,9 +20,9 @@ from moodpo.training.paths import (
     FastPaths,
     describe_lora,
     find_fast_paths,
-    reach_of,
     try_own_attention,
 )
+from moodpo.training.reach import reach_of
 from tiny_architectures import build
 from tiny_policies import tiny_model, tiny_tokenizer
 from tiny_trainers import make_trainer
@@ -79,7 +79,8 @@ def test_lengths_know_the_padded_size_of_every_batch():
         ("mistral_window", {"sliding_window": 4096}, (4096, "")),
         ("gemma3", {"sliding_window": 512}, (512, "")),
         ("llama4", {"attention_chunk_size": 512}, (512, "")),
-        ("gemma3", {}, (8, "sliding window 8 < 24 tokens")),
+        ("gemma3", {}, (8, "")),
+        ("modernbert_decoder", {}, (None, "local attention, local_attention 16")),
         ("gpt_neo", {"window_size": 256}, (None, "local attention, window_size 256")),
         ("lfm2", {}, (None, "layers that are not plain attention: LinearAttentionLayer")),
     ],
@@ -102,7 +103,7 @@ def test_a_model_that_answers_everything_alike_is_judged_by_what_it_says_of_itse
         for parameter in [*model.parameters(), *alibi.parameters()]:
             parameter.zero_()
     assert find_fast_paths(model).packed
-    assert "a trial shows nothing" in find_fast_paths(alibi).reason
+    assert "the trial shows nothing" in find_fast_paths(alibi).reason
 
 
 def test_numbers_that_are_none_are_no_agreement():

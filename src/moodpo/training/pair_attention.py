@@ -17,6 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from moodpo.training.reach import unwrapped
+
 __all__ = ["NAME", "drop_pair_attention", "masked_attention", "use_pair_attention"]
 
 NAME = "moodpo_sdpa"
@@ -51,9 +53,7 @@ def drop_pair_attention(model: nn.Module) -> None:
 
 
 def _base_of(model: nn.Module) -> Any:
-    base: Any = model
-    if hasattr(base, "get_base_model"):  # PEFT's
-        base = base.get_base_model()
+    base = unwrapped(model)
     return base if isinstance(base, PreTrainedModel) else None
 
 

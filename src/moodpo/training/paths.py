@@ -9,29 +9,23 @@ Shapes: P pairs, N sequences.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from moodpo.core.logps import (
-    TokenBatch,
-    collate_pairs,
-    collate_sequences,
-    completion_logps,
-    head_is_linear,
-)
+from moodpo.core.logps import TokenBatch, collate_pairs, collate_sequences, head_is_linear
 from moodpo.core.precision import compute_dtype
 from moodpo.errors import ConfigError
 from moodpo.records import TokenIds
 from moodpo.training.fused_lora import lora_layers, runs_fused
 from moodpo.training.pair_attention import NAME as OWN_ATTENTION
 from moodpo.training.pair_attention import drop_pair_attention, use_pair_attention
+from moodpo.training.reach import reach_of, text_config
+from moodpo.training.trial import REACH, PackingTrial, evaluating, own_dtype
 
 __all__ = ["FastPaths", "describe_lora", "find_fast_paths", "try_own_attention"]
 
@@ -39,11 +33,6 @@ Pair = tuple[TokenIds, ...]
 
 # Attention that adds a float mask [N, 1, S, S] to its scores; flash attention and others cannot.
 READS_BLOCK_MASKS = ("sdpa", "eager", OWN_ATTENTION)
-# Settings that say how far a query looks: a sequence of so many tokens is seen whole.
-WINDOWS = ("sliding_window", "sliding_window_size", "attention_chunk_size")
-# Names of anything else that may be one; what it means in tokens is the model's own affair.
-LOCAL = ("window", "chunk", "local_att", "index_topk", "index_block")
-NOT_LOCAL = ("max_window_layers", "use_sliding_window", "pattern", "chunk_size_feed_forward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,17 +102,17 @@ def find_fast_paths(model: nn.Module) -> FastPaths:
         model: A causal language model on its device, possibly wrapped by PEFT.
 
     Returns:
-        What it may take. A model whose answers hardly depend on the prompt takes no packed pairs:
-        nothing would show that they are wrong.
+        What it may take. Pairs are packed where the model names no layer that looks back in
+        another way, and the trial finds them equal to sequences of their own.
 
     Raises:
         ConfigError: If the model cannot be run on plain sequences of tokens at all.
     """
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         try:
             linear_head = head_is_linear(model)
-            probe = _Probe(model, linear_head=linear_head)
-            alone = probe.alone()
+            trial = PackingTrial(model, linear_head=linear_head)
+            alone = trial.alone()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
@@ -131,9 +120,11 @@ def find_fast_paths(model: nn.Module) -> FastPaths:
                 f"{type(model).__name__} cannot be asked for log-probabilities: {error} Pass a "
                 "causal language model, as AutoModelForCausalLM loads it."
             ) from error
-        reach = reach_of(model)
-        reason = reach.reason or _attention_reason(model) or probe.difference(alone)
-    return FastPaths(packed=not reason, linear_head=linear_head, window=reach.window, reason=reason)
+        window, reason = reach_of(model)
+        if window is not None and window < REACH:
+            reason = f"sliding window {window} < {REACH} tokens"
+        reason = reason or _attention_reason(model) or trial.difference(alone)
+    return FastPaths(packed=not reason, linear_head=linear_head, window=window, reason=reason)
 
 
 def try_own_attention(
@@ -152,23 +143,22 @@ def try_own_attention(
     Returns:
         For a person: `on`, or off and why.
     """
-    own = _dtype(model)
     device = next(model.parameters()).device.type
     with autocast():
-        dtype = compute_dtype(device, own)
+        dtype = compute_dtype(device, own_dtype(model))
     if device != "cpu":
         return f"off ({device} has a fast kernel)"
     if not paths.packed:
         return "off (pairs are not packed)"
     if dtype == torch.float32:
         return "off (float32)"
-    probe = _Probe(model, linear_head=paths.linear_head)
+    trial = PackingTrial(model, linear_head=paths.linear_head)
     # With gradients: without them torch's kernel is taken.
-    with _evaluating(model), autocast(), torch.enable_grad():
-        expected = probe.packed().detach()
+    with evaluating(model), autocast(), torch.enable_grad():
+        expected = trial.packed().detach()
         if not use_pair_attention(model):
-            return f"off ({getattr(_text_config(model), '_attn_implementation', None)} attention)"
-        reason = probe.difference_to(expected, dtype)
+            return f"off ({_chosen_attention(model)} attention)"
+        reason = trial.difference_to(expected, dtype)
     if reason:
         drop_pair_attention(model)
         return f"off ({reason})"
@@ -187,233 +177,14 @@ def describe_lora(model: nn.Module) -> str:
     return f"on ({count}{of} layers)"
 
 
+def _attention_reason(model: nn.Module) -> str:
+    chosen = _chosen_attention(model)
+    return "" if chosen in (None, *READS_BLOCK_MASKS) else f"{chosen} reads no block mask"
+
+
+def _chosen_attention(model: nn.Module) -> str | None:
+    return getattr(text_config(model), "_attn_implementation", None)
+
+
 def _longest(prompt: TokenIds, pair: Pair) -> int:
     return len(prompt) + max(map(len, pair))
-
-
-# ---- What the model says of itself ----
-
-
-class Reach(NamedTuple):
-    """How far a model's layers look back."""
-
-    window: int | None = None  # tokens of a sequence that every layer sees whole; None for any
-    reason: str = ""  # why that is not known, or too little
-
-
-def reach_of(model: nn.Module) -> Reach:
-    """How far back every layer sees, by its configuration, its cache and its modules.
-
-    Args:
-        model: A language model, possibly wrapped by PEFT.
-    """
-    config = _text_config(model)
-    said = dict(_numbers(config.to_dict())) if config is not None else {}
-    for module in model.modules():
-        said |= {name: value for name, value in _numbers(vars(module)) if _is_local(name)}
-    windows = [value for name, value in said.items() if name in WINDOWS]
-    for layer in _cache_layers(config):
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            windows.append(layer.sliding_window)
-        elif type(layer) is not DynamicLayer:
-            return Reach(reason=f"layers that are not plain attention: {type(layer).__name__}")
-    other = next((name for name in said if _is_local(name) and name not in WINDOWS), None)
-    if other is not None:
-        return Reach(reason=f"local attention, {other} {said[other]}")
-    window = min(windows, default=None)
-    if window is not None and window < _REACH:
-        return Reach(window, f"sliding window {window} < {_REACH} tokens")
-    return Reach(window)
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
-
-
-def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Whole numbers above 0 in nested settings, by name."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value)
-        elif isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            yield str(name), value
-
-
-def _is_local(name: str) -> bool:
-    named = any(word in name for word in LOCAL)
-    return named and not any(word in name for word in NOT_LOCAL)
-
-
-def _cache_layers(config: Any) -> list[Any]:
-    """The layers of the cache that transformers would make; none where it knows nothing."""
-    try:
-        return list(DynamicCache(config=config).layers)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return []
-
-
-def _attention_reason(model: nn.Module) -> str:
-    config = _text_config(model)
-    chosen = getattr(config, "_attn_implementation", None)
-    if chosen is None or chosen in READS_BLOCK_MASKS:
-        return ""
-    return f"{chosen} reads no block mask"
-
-
-# ---- The trial ----
-
-_PROMPT, _COMPLETION = 16, 8  # tokens
-_REACH = _PROMPT + _COMPLETION
-
-
-class _Probe:
-    """Random tokens: P with A or B, alone and packed with each other.
-
-    Everything is compared token by token. A completion's first token is left out: the prompt
-    predicts it, and nothing can come between.
-    """
-
-    def __init__(self, model: nn.Module, *, linear_head: bool) -> None:
-        self._model, self._linear_head = model, linear_head
-        self._dtype = _dtype(model)
-        draw = _drawer(model)
-        self._prompt, self._other = draw(_PROMPT), draw(_PROMPT)
-        self._first, self._second = draw(_COMPLETION), draw(_COMPLETION)
-        self._beside = draw(_COMPLETION - 3)
-
-    def alone(self) -> Tensor:
-        """A after P, B after P, and B after another prompt: `[3, tokens]`."""
-        batch = collate_sequences(
-            [self._prompt, self._prompt, self._other],
-            [self._first, self._second, self._second],
-            pad_token_id=0,
-        )
-        return self._token_logps(batch).view(3, _COMPLETION)[:, 1:]
-
-    def packed(self) -> Tensor:
-        """A and B packed after P, and B packed behind another A: `[3, tokens]`."""
-        batch = collate_pairs(
-            [self._prompt, self._prompt],
-            [(self._first, self._second), (self._beside, self._second)],
-            pad_token_id=0,
-        )
-        sizes = [_COMPLETION, _COMPLETION, _COMPLETION - 3, _COMPLETION]
-        first, second, _, again = torch.split(self._token_logps(batch), sizes)
-        return torch.stack([first, second, again])[:, 1:]
-
-    def difference(self, alone: Tensor) -> str:
-        """Why packed pairs are not the same as `alone()`; empty if they are."""
-        try:
-            packed = self.packed()
-        except Exception as error:  # whatever a model does with a mask that it does not expect
-            return f"its forward takes no block mask: {type(error).__name__}"
-        found = _disagreement(packed, alone[[0, 1, 1]], self._dtype)
-        # What another prompt changes is what a mask or a position that is not obeyed may change.
-        signal = (alone[1] - alone[2]).abs().mean().item()
-        noise = _noise(self._dtype) * alone.abs().max().item()
-        exact = _EXACT[self._dtype == torch.float32] * signal
-        if found <= exact and signal > noise / 4:
-            return ""
-        if not found <= max(noise, exact):  # not a number is no agreement either
-            return f"a completion changes by {found:.2g} nats per token beside another"
-        if signal > 2 * noise or _says_positions(self._model):
-            return ""
-        return "its answers hardly depend on the prompt, so that a trial shows nothing"
-
-    def difference_to(self, expected: Tensor, dtype: torch.dtype) -> str:
-        """Why packed pairs are not as they were before a change; empty if they are."""
-        try:
-            packed = self.packed().detach()
-        except Exception as error:
-            return f"its forward does not take it: {type(error).__name__}"
-        found = _disagreement(packed, expected, dtype)
-        if not found <= _noise(dtype) * expected.abs().max().item():
-            return f"log-probabilities change by {found:.2g} nats per token"
-        return ""
-
-    def _token_logps(self, batch: TokenBatch) -> Tensor:
-        count = len(batch.targets)
-        batch = replace(batch, owners=torch.arange(count), num_completions=count)
-        return completion_logps(
-            self._model,
-            batch.to(next(self._model.parameters()).device),
-            linear_head=self._linear_head,
-            with_entropies=False,
-        ).logps.float()
-
-
-# Of what another prompt changes, by whether the model is in float32. There, rounding makes 1e-6 of
-# it, and a mask or position that is not obeyed from 2e-3 on, mostly about 1.
-_EXACT = {True: 1e-3, False: 1e-2}
-
-
-def _disagreement(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
-    """The largest difference in float32; in less, the mean of a completion's tokens.
-
-    There, rounding may send a single token to another expert.
-    """
-    error = (actual - expected).abs()  # [3, tokens]
-    return float(error.max() if dtype == torch.float32 else error.mean(dim=1).max())
-
-
-def _noise(dtype: torch.dtype) -> float:
-    """What rounding may change, relative to the largest log-probability."""
-    return (16 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps
-
-
-def _says_positions(model: nn.Module) -> bool:
-    """Whether a model by its own account places tokens by the positions it is given."""
-    base: Any = model
-    if hasattr(base, "get_base_model"):  # PEFT's
-        base = base.get_base_model()
-    config = _text_config(model)
-    settings = {} if config is None else config.to_dict()
-    return "position_ids" in inspect.signature(base.forward).parameters and not _alibi(settings)
-
-
-def _alibi(settings: Mapping[str, Any]) -> bool:
-    return any(
-        _alibi(value) if isinstance(value, Mapping) else "alibi" in (name if value else "", value)
-        for name, value in settings.items()
-        if isinstance(value, Mapping | str | bool)
-    )
-
-
-def _drawer(model: nn.Module) -> Callable[[int], TokenIds]:
-    """Draws ids that stand for nothing but text, the same ones at every call."""
-    config = _text_config(model)
-    settings = config.to_dict() if config is not None else {}
-    special = {value for name, value in _numbers(settings) if name.endswith(("_id", "_index"))}
-    size = int(getattr(config, "vocab_size", 0) or _embedded_tokens(model))
-    usual = [i for i in range(1, size) if i not in special] if size < 1000 else None
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(count: int) -> TokenIds:
-        if usual is not None:
-            picks = torch.randint(len(usual), (count,), generator=generator).tolist()
-            return tuple(usual[pick] for pick in picks)
-        picks = torch.randint(1, size, (4 * count,), generator=generator).tolist()
-        return tuple(pick for pick in picks if pick not in special)[:count]
-
-    return draw
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next(p.dtype for p in model.parameters() if p.is_floating_point())
-
-
-def _embedded_tokens(model: nn.Module) -> int:
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    return int(embedding.weight.shape[0])
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -220,8 +220,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             bound_probability=args.bound_probability,
             phase=self.clock,
         )
-        self._lookahead = self._make_lookahead() if args.async_rollouts else None
         self.paths, self._reference_paths = self._find_paths()
+        self._lookahead = self._make_lookahead() if args.async_rollouts else None
         self._replace_progress_bar()
 
     # ---- What the user calls ----
