@@ -140,6 +140,17 @@ def test_a_trial_leaves_no_trace():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_trial_costs_a_few_short_passes_and_a_step_none():
+    model, sizes = build("llama"), []
+    model.model.embed_tokens.register_forward_hook(lambda *args: sizes.append(args[1][0].numel()))
+    paths = find_fast_paths(model)
+    assert len(sizes) <= 4
+    assert sum(sizes) <= 160
+    del sizes[:]
+    paths.collate(PROMPTS, PAIRS, pad_token_id=0)
+    assert sizes == []
+
+
 def test_what_is_no_causal_model_is_refused():
     from transformers import T5Config, T5ForConditionalGeneration
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moodpo.generation._cpu import grouped_attention, packed_linears
 
-__all__ = ["cast_parameters", "rollout_dtype", "rollout_mode"]
+__all__ = ["cast_parameters", "evaluating", "rollout_dtype", "rollout_mode"]
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def rollout_mode(model: nn.Module, *, dtype: torch.dtype | None, steps: int) -> 
     device_type = next(model.parameters()).device.type
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         if dtype is not None:
             stack.enter_context(cast_parameters(model, dtype))
             stack.enter_context(torch.autocast(device_type, enabled=False))
@@ -97,7 +97,8 @@ def _cast(parameter: Tensor, dtype: torch.dtype) -> nn.Parameter:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it, a model drops nothing and checkpoints nothing; every module is put back."""
     training = [module for module in model.modules() if module.training]
     # Through __dict__: wrappers (PEFT) forward unknown attributes to the model inside.
     checkpointing = [m for m in model.modules() if m.__dict__.get("gradient_checkpointing")]

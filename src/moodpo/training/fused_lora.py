@@ -50,27 +50,27 @@ def lora_layers(model: nn.Module) -> list[Any]:
 
 
 def runs_fused(layer: Any) -> bool:
-    """Whether a LoRA layer, as it is now, takes the fused forward when it is trained."""
-    if not _is_fused(layer) or plain_adapter(layer) is None:
-        return False
-    name = layer.active_adapters[0]
-    parts = (layer.base_layer, layer.lora_A[name], layer.lora_B[name])
-    return not any(map(_does_more, parts))
+    """Whether a LoRA layer, as it is now, takes the fused product when it is trained."""
+    return _is_fused(layer) and plain_adapter(layer) is not None and not _does_more(layer)
 
 
 def _is_fused(layer: Any) -> bool:
     return getattr(layer.__dict__.get("forward"), "__func__", None) is _forward
 
 
-def _does_more(part: nn.Module) -> bool:
-    """Whether calling a linear module does more than multiply by the weight that it shows.
+def _does_more(layer: Any) -> bool:
+    """Whether calling one of a layer's linear modules is more than a product with its weight.
 
-    Hooks (accelerate's, for layers that lie elsewhere), a replaced forward, quantized weights.
+    Hooks (accelerate's, for modules that lie elsewhere), a replaced forward, quantized weights.
     """
+    name = layer.active_adapters[0]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if "forward" in part.__dict__ or any(getattr(part, name) for name in hooks):
-        return True
-    return type(part.weight.data) is not Tensor
+    return any(
+        "forward" in part.__dict__
+        or type(part.weight.data) is not Tensor
+        or any(getattr(part, kind) for kind in hooks)
+        for part in (layer.base_layer, layer.lora_A[name], layer.lora_B[name])
+    )
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -84,7 +84,7 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return _peft_forward(self, x)
     x = x.to(dtype)
     if torch.is_grad_enabled():
-        if not runs_fused(self):
+        if _does_more(self):
             return _peft_forward(self, x)
         dropped = self.lora_dropout[self.active_adapters[0]](x) if dropping else None
         return lora_linear(x, base.weight, base.bias, *adapter, dropped)

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from moodpo.core.logps import TokenBatch, collate_pairs, collate_sequences, head_is_linear
 from moodpo.core.precision import compute_dtype
 from moodpo.errors import ConfigError
+from moodpo.generation._modes import evaluating
 from moodpo.records import TokenIds
 from moodpo.training.fused_lora import lora_layers, runs_fused
 from moodpo.training.pair_attention import NAME as OWN_ATTENTION
 from moodpo.training.pair_attention import drop_pair_attention, use_pair_attention
 from moodpo.training.reach import reach_of, text_config
-from moodpo.training.trial import REACH, PackingTrial, evaluating, own_dtype
+from moodpo.training.trial import REACH, PackingTrial, own_dtype
 
 __all__ = ["FastPaths", "describe_lora", "find_fast_paths", "try_own_attention"]
 
@@ -115,9 +116,9 @@ def find_fast_paths(model: nn.Module) -> FastPaths:
             alone = trial.alone()
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ConfigError(
-                f"{type(model).__name__} cannot be asked for log-probabilities: {error} Pass a "
+                f"{type(model).__name__} cannot be asked for log-probabilities ({error}). Pass a "
                 "causal language model, as AutoModelForCausalLM loads it."
             ) from error
         window, reason = reach_of(model)

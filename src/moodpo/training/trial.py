@@ -6,8 +6,7 @@ first token of a completion is left out, for the prompt predicts it and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from moodpo.core.logps import TokenBatch, collate_pairs, collate_sequences, comp
 from moodpo.records import TokenIds
 from moodpo.training.reach import numbers, says_positions, text_config
 
-__all__ = ["REACH", "PackingTrial", "evaluating", "own_dtype"]
+__all__ = ["REACH", "PackingTrial", "own_dtype"]
 
 _PROMPT, _COMPLETION = 16, 8  # tokens
 REACH = _PROMPT + _COMPLETION
@@ -115,18 +114,6 @@ class PackingTrial:
 def own_dtype(model: nn.Module) -> torch.dtype:
     """The type of a model's weights."""
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it, a model drops nothing; afterwards every module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _disagreement(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
