@@ -28,6 +28,7 @@ from moodpo.generation.tokens import token_roles
 from moodpo.records import Prompt, PromptBatch, RolloutBatch
 from moodpo.rewards import RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer
+from moodpo.training import adapters
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.datasets import check_datasets, check_model_lengths, fit_dataset
 from moodpo.training.rollout import NUM_COMPLETIONS, RolloutCollector, derive_seed
@@ -283,7 +284,13 @@ def train_members(
     model, steps, completions = setup.model, 0, calibration
     for index, row in enumerate(weights.tolist()):
         name, draw = member_name(index), Counted(constant_draw(row))
-        model = add_adapter(model, setup.peft_config, name, seed=setup.args.seed)
+        model = add_adapter(
+            model,
+            setup.peft_config,
+            name,
+            seed=setup.args.seed,
+            dropout=not setup.args.disable_dropout,
+        )
         trainer = MOODPOTrainer(
             model,
             reward_funcs=setup.panel.rewards,
@@ -306,7 +313,9 @@ def train_members(
     return model, {"completions": completions, "steps": steps, "seconds": round(seconds, 3)}
 
 
-def add_adapter(model: nn.Module, peft_config: Any, name: str, *, seed: int) -> nn.Module:
+def add_adapter(
+    model: nn.Module, peft_config: Any, name: str, *, seed: int, dropout: bool = True
+) -> nn.Module:
     """Adds a fresh adapter and makes it the one that is trained.
 
     Args:
@@ -315,19 +324,18 @@ def add_adapter(model: nn.Module, peft_config: Any, name: str, *, seed: int) -> 
         name: Of the adapter.
         seed: Of its initial values. PEFT draws them from the global generator, whose state is
             put back.
+        dropout: Whether the adapter keeps its dropout.
 
     Returns:
         The PEFT model.
+
+    Raises:
+        ConfigError: If the adapter does not fit the model.
     """
     config = copy.deepcopy(peft_config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if hasattr(model, "peft_config"):
-            model.add_adapter(name, config)  # type: ignore[operator]
-        else:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, config, adapter_name=name)
+        model = adapters.add_adapter(model, config, dropout=dropout, name=name)
     model.set_adapter(name)  # type: ignore[operator]
     return model
 

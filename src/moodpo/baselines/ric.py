@@ -18,6 +18,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from moodpo.errors import ConfigError, RewardError
 from moodpo.generation.tokens import padding_token_id
 from moodpo.records import Prompt, RolloutBatch, TokenIds
 from moodpo.rewards.normalize import Normalizer
+from moodpo.training.dropout import Dropouts
 from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.rollout import NUM_COMPLETIONS
 
@@ -284,7 +286,9 @@ def _fine_tune(setup: Setup, samples: ScoredSamples, scores: Tensor) -> tuple[nn
     name, args = member_name(0), copy.copy(setup.args)
     args.save_strategy = "no"
     args.output_dir = f"{args.output_dir}/{name}"
-    model = add_adapter(setup.model, setup.peft_config, name, seed=args.seed)
+    model = add_adapter(
+        setup.model, setup.peft_config, name, seed=args.seed, dropout=not args.disable_dropout
+    )
     fuse_lora(model)
     rows = [
         (encode_with_scores(setup.conditioner, setup.tokenizer, prompt, row), completion)
@@ -323,6 +327,17 @@ class _FineTuner(Trainer):  # type: ignore[misc]
     def linear_head(self) -> bool:
         """Tried once: it takes two forward passes."""
         return head_is_linear(self.model)
+
+    @functools.cached_property
+    def dropouts(self) -> Dropouts:
+        """What `disable_dropout` switches off."""
+        return Dropouts(self.model)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `transformers.Trainer.training_step`, without dropout where the settings say so."""
+        with self.dropouts.off() if self.args.disable_dropout else nullcontext():
+            loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
 
     def compute_loss(
         self,

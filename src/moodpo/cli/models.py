@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moodpo._upstream import adapter_misfit, peft_config, quantization_config
+from moodpo._upstream import peft_config, quantization_config
 from moodpo.cli.checks import ModelSource, Start
 from moodpo.cli.console import warn
 from moodpo.cli.settings import TrainSettings
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainedModel",
     "extend_lineage",
-    "fitting_adapter",
     "load_policy",
     "load_tokenizer",
 ]
@@ -86,20 +84,6 @@ def load_policy(
     if args.reference == "base":
         reference = _load(settings, source.path, args, lora=True)
     return TrainedModel(model=model, peft_config=config, ref_model=reference, base=start.path)
-
-
-@contextmanager
-def fitting_adapter() -> Iterator[None]:
-    """Within it, an adapter that finds none of its modules in the model is bad input.
-
-    Raises:
-        ConfigError: Naming the modules.
-    """
-    try:
-        yield
-    except adapter_misfit() as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"{said} Pass other --lora_target_modules, or leave them out.") from error
 
 
 def extend_lineage(start: Start | None) -> list[Mapping[str, Any]]:

@@ -145,12 +145,7 @@ def _train(
     from transformers import set_seed
 
     from moodpo.cli.after import sweep_trained, sweep_while_training
-    from moodpo.cli.models import (
-        extend_lineage,
-        fitting_adapter,
-        load_policy,
-        load_tokenizer,
-    )
+    from moodpo.cli.models import extend_lineage, load_policy, load_tokenizer
     from moodpo.training.datasets import check_batches
     from moodpo.training.observe import InterruptCallback
     from moodpo.training.trainer import MOODPOTrainer
@@ -172,24 +167,23 @@ def _train(
     note(f"policy      {_describe_policy(settings, source, start)}")
     interrupt = InterruptCallback()
     evaluates = args.eval_strategy != "no"
-    with fitting_adapter():
-        trainer = MOODPOTrainer(
-            model=loaded.model,
-            ref_model=loaded.ref_model,
-            reward_funcs=settings.run.reward_models or (),
-            args=args,
-            train_dataset=prompts,
-            eval_dataset=held_out,
-            processing_class=tokenizer,
-            peft_config=loaded.peft_config,
-            conditioner=conditioner,
-            lineage=extend_lineage(start),
-            start=start.path if start else None,
-            base=loaded.base,
-            task=settings.run.exp_type,
-            sweep=sweep_while_training(settings, held_out) if evaluates and held_out else None,
-            callbacks=[interrupt],
-        )
+    trainer = MOODPOTrainer(
+        model=loaded.model,
+        ref_model=loaded.ref_model,
+        reward_funcs=settings.run.reward_models or (),
+        args=args,
+        train_dataset=prompts,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=loaded.peft_config,
+        conditioner=conditioner,
+        lineage=extend_lineage(start),
+        start=start.path if start else None,
+        base=loaded.base,
+        task=settings.run.exp_type,
+        sweep=sweep_while_training(settings, held_out) if evaluates and held_out else None,
+        callbacks=[interrupt],
+    )
     note(f"objectives  {', '.join(trainer.objectives)}")
     note(f"fast paths  {trainer.fast_paths}")
     note(f"output      {args.output_dir}")

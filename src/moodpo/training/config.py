@@ -261,7 +261,10 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "or a path to an adapter or model.",
     )
     disable_dropout: bool = _setting(
-        "loss", False, "Set every dropout of the policy to 0, the adapter's included."
+        "loss",
+        True,
+        "Train without any dropout, the adapter's included, as the reference is computed; False "
+        "keeps what the model and lora_dropout say.",
     )
 
     # Observation

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -47,6 +48,7 @@ from moodpo.manifest import RunManifest, check_continuation, write_json
 from moodpo.records import PairBatch, PromptBatch, RolloutBatch
 from moodpo.rewards import Reward, RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer, NormalizerKind
+from moodpo.training.adapters import wrap_model
 from moodpo.training.batching import by_token_budget, spread_over_passes
 from moodpo.training.card import write_model_card
 from moodpo.training.checkpoints import STATE_NAME, find_checkpoint
@@ -58,6 +60,7 @@ from moodpo.training.datasets import (
     check_model_lengths,
     fit_dataset,
 )
+from moodpo.training.dropout import Dropouts, noisy_module, seeded
 from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.lookahead import Lookahead, replicate
 from moodpo.training.metrics import MetricStore, PhaseClock
@@ -73,7 +76,7 @@ from moodpo.training.paths import (
     find_fast_paths,
     try_own_attention,
 )
-from moodpo.training.reference import make_reference
+from moodpo.training.reference import check_agreement, known_base, make_reference
 from moodpo.training.rollout import RolloutCollector, derive_seed
 from moodpo.training.samplers import WeightSampler, as_sampler, make_sampler
 
@@ -160,15 +163,15 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         check_data(reward_funcs, *datasets)
         model, tokenizer = _load(model, processing_class, args)
         check_model_lengths(model, args)
+        sft = known_base(model, base, start)
         base = base or getattr(model.config, "_name_or_path", None) or None
+        fresh = None
         if peft_config is not None:
             set_seed(args.seed)  # a fresh adapter is drawn from the global generator
-            model = _wrap_peft(model, peft_config)
+            model, fresh = wrap_model(model, peft_config, dropout=not args.disable_dropout)
         if args.activation_checkpointing and args.activation_checkpointing_kwargs is None:
             # Reentrant checkpoints need inputs with gradients, which a frozen embedding has not.
             args.activation_checkpointing_kwargs = {"use_reentrant": False}
-        if args.disable_dropout:
-            _disable_dropout(model)
         fuse_lora(model)
         self._metrics = {"train": MetricStore(), "eval": MetricStore()}
         self._samples: list[dict[str, Any]] = []
@@ -201,8 +204,16 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         if self.train_dataset is not None:
             check_batches(len(self.train_dataset), args)
         self.reference = make_reference(
-            args.reference, self.model, base=base, start=start, ref_model=self._place(ref_model)
+            args.reference,
+            self.model,
+            base=sft,
+            start=start,
+            ref_model=self._place(ref_model),
+            fresh=fresh,
         )
+        self._reference_tried, self._passes = False, itertools.count()
+        self._dropouts = Dropouts(self.model) if args.disable_dropout else None
+        self._warn_of_noise()
         self.normalizer = Normalizer(
             cast(NormalizerKind, args.reward_normalization), len(panel.names)
         )
@@ -327,6 +338,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, MicroBatch]], None]:
         """One optimizer step's prompts in; its scored, paired and referenced micro-batches out."""
+        self._try_reference_once()
+        self._passes = itertools.count()
         self._calibrate_once()
         count, rollout = self._next_rollout(epoch_iterator, num_batches)
         if rollout is None:
@@ -340,8 +353,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         return self._micro_batches(pairs, count), None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As `transformers.Trainer.training_step`, timed."""
-        with self.clock("train"):
+        """As `transformers.Trainer.training_step`, timed; dropout off or its own, as `args` say."""
+        with self.clock("train"), self._dropout_of_pass():
             loss: Tensor = super().training_step(*args, **kwargs)
         return loss
 
@@ -577,6 +590,36 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self._metrics[mode].add("relabel/kept", kept.sum(), kept.numel())
         dropped = {i for i, keep in zip(relabeled, kept.tolist(), strict=True) if not keep}
         return pairs.select([i for i in range(len(pairs)) if i not in dropped])
+
+    def _try_reference_once(self) -> None:
+        """Before the first step, unless it was resumed: then the policy has moved already."""
+        if not self._reference_tried and self.state.global_step == 0:
+            with self.accelerator.autocast():
+                check_agreement(self.model, self.reference)
+        self._reference_tried = True
+
+    @contextmanager
+    def _dropout_of_pass(self) -> Iterator[None]:
+        """No dropout, or one that depends on seed, step, process and pass alone."""
+        args = self.args
+        key = ("dropout", self.state.global_step, args.process_index, next(self._passes))
+        with ExitStack() as stack:
+            stack.enter_context(seeded(derive_seed(args.seed, *key), args.device))
+            if self._dropouts is not None:
+                stack.enter_context(self._dropouts.off())
+            yield
+
+    def _warn_of_noise(self) -> None:
+        if self._dropouts is None:
+            return
+        with self._dropouts.off(), self.accelerator.autocast():
+            module = noisy_module(self.model)
+        if module is not None:
+            logger.warning(
+                "Training passes are random in %s although dropout is off: kl and losses will not "
+                "be those of the policy that samples.",
+                module,
+            )
 
     def _reference_logps(self, pairs: PairBatch) -> Tensor:
         """Log-probabilities `[P, 2]` under the reference."""
@@ -892,28 +935,6 @@ def _load(
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)  # type: ignore[union-attr]
     return model, tokenizer
-
-
-def _wrap_peft(model: nn.Module, peft_config: Any) -> nn.Module:
-    from peft import get_peft_model
-
-    if hasattr(model, "peft_config"):
-        raise ConfigError(
-            "The model already carries an adapter, and peft_config asks for another. Pass one of "
-            "them."
-        )
-    if getattr(model, "is_quantized", False):
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    wrapped: nn.Module = get_peft_model(model, peft_config)
-    return wrapped
-
-
-def _disable_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
 
 
 def _collate(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
