@@ -118,6 +118,8 @@ def train(
     model, ref_model, tokenizer, conditioner, scorers, prompts, *, steps, batch_size, lr, seed=0
 ) -> list[float]:
     """Runs the method; returns the loss of every step."""
+    for each in (model, ref_model):
+        each.eval()  # without dropout: a policy that equals its reference has a log-ratio of 0
     torch.manual_seed(seed)  # transformers' generate samples from the global generator
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)

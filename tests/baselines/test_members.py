@@ -203,3 +203,18 @@ def test_baselines_drop_and_refuse_the_same_prompts_as_the_method(tmp_path, monk
     monkeypatch.setattr("moodpo.baselines.members._load", None)
     with pytest.raises(DataError, match="train_dataset has no column 'prompt'"):
         Setup.of("org/model", **options(tmp_path, train_dataset=[{"text": "a"}]))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}]
+)
+def test_members_are_held_to_a_base_that_they_leave_alone(tmp_path, changes):
+    setup = Setup.of(tiny_model(), **options(tmp_path, peft_config=lora(**changes)))
+    with pytest.raises(ConfigError, match="does not give the base model"):
+        train_members(setup, torch.eye(2), instructed=False)
+
+
+def test_an_adapter_of_members_that_does_not_fit_is_bad_input(tmp_path):
+    setup = Setup.of(tiny_model(), **options(tmp_path, peft_config=lora(target_modules=["no"])))
+    with pytest.raises(ConfigError, match="cannot be put on this model"):
+        train_members(setup, torch.eye(2), instructed=False)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from documented_commands import documented_commands
 from moodpo.manifest import RunManifest, hash_weights
@@ -155,6 +155,50 @@ def test_an_adapter_on_another_model_is_refused(run, trained, train_flags, tmp_p
     assert outcome.code == 2
     assert f"was trained on {RunManifest.load(trained).base_model['path']}" in outcome.err
     assert "does not fit" in outcome.err
+
+
+def changed_adapter(source, folder, *, without=None, **settings):
+    """A copy of an adapter with other settings, or without some of its tensors."""
+    folder.mkdir()
+    config = json.loads((source / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **settings}))
+    weights = load_file(source / "adapter_model.safetensors")
+    kept = {name: value for name, value in weights.items() if not without or without not in name}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lora_alpha": 64}, "lora_alpha: it has 64, the policy's has 128"),
+        ({"use_rslora": True}, "use_rslora: it has True"),
+        ({"without": "q_proj"}, "it lacks"),
+        ({}, "Done"),
+    ],
+)
+def test_a_reference_on_disk_computes_as_the_policy_does(
+    run, trained, train_flags, tmp_path, change, said
+):
+    reference = changed_adapter(trained, tmp_path / "reference", **change)
+    flags = ["--reference", reference, "--max_steps", "1", "--output_dir", tmp_path / "out"]
+    outcome = run("train", *train_flags, *flags)
+    assert outcome.code == (2 if change else 0)
+    assert said in outcome.err + outcome.out
+
+
+def test_an_adapter_with_missing_tensors_is_no_start(run, trained, train_flags, tmp_path):
+    start = changed_adapter(trained, tmp_path / "start", without="q_proj")
+    outcome = second(run, start, train_flags, tmp_path / "iter2")
+    assert outcome.code == 2
+    assert "missing adapter keys" in outcome.err
+
+
+def test_dropout_that_has_no_effect_is_said(run, train_flags, tmp_path):
+    flags = ["--lora_dropout", "0.1", "--max_steps", "1", "--output_dir", tmp_path]
+    outcome = run("train", *train_flags, *flags)
+    assert outcome.code == 0
+    assert "--lora_dropout 0.1 has no effect" in outcome.err
 
 
 def test_full_training_and_its_second_iteration(run, train_flags, policy, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,8 +142,10 @@ def _load_adapter(model: Any, source: ModelSource, start: Start) -> Any:
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
-        return PeftModel.from_pretrained(model, start.path, is_trainable=True)
-    except (RuntimeError, ValueError) as error:
+        with warnings.catch_warnings():  # what is missing would be left as it was drawn
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(model, start.path, is_trainable=True)
+    except (RuntimeError, ValueError, UserWarning) as error:
         said = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"The adapter {start.path} does not fit {source.path}: {said}. Pass the model that it "

@@ -140,6 +140,10 @@ class ModelFlags(ModelConfig):  # type: ignore[misc]
     )
     lora_r: int = field(default=64, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=128, metadata={"help": "Scale of the adapter, times 1/r."})
+    lora_dropout: float = field(
+        default=0.05,
+        metadata={"help": "Dropout of the adapter; counts with --disable_dropout False only."},
+    )
     lora_target_modules: list[str] | None = field(
         default_factory=lambda: ["all-linear"],
         metadata={"help": "Modules that get an adapter: names, or all-linear."},

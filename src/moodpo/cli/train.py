@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moodpo.cli import checks
-from moodpo.cli.console import is_main_process, note, print_out, quiet_loading
+from moodpo.cli.console import is_main_process, note, print_out, quiet_loading, warn
 from moodpo.cli.prompts import read_prompts
 from moodpo.cli.settings import TrainSettings, read_settings, train_help
 from moodpo.cli.tracking import choose_trackers, finish_wandb, start_wandb
@@ -121,6 +121,11 @@ def _check_against(
         )
     if args.eval_strategy != "no" and held_out is None:
         raise ConfigError("--eval_strategy needs held-out prompts. Pass --eval_csv_path.")
+    if args.disable_dropout and "lora_dropout" in settings.given and settings.model.lora_dropout:
+        warn(
+            f"--lora_dropout {settings.model.lora_dropout} has no effect: dropout is off. Pass "
+            "--disable_dropout False to keep it."
+        )
     if args.reference not in ("base", "initial"):
         checks.check_reference(args.reference)
     earlier = [(start.manifest, start.path)] if start and start.manifest else []

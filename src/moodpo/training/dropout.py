@@ -11,6 +11,7 @@ mode besides (noisy routers) is found by trying.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from moodpo.training.probe import in_mode, probe_ids, tolerance
+from moodpo.training.probe import probe_ids, tolerance
 
-__all__ = ["Dropouts", "noisy_module", "seeded"]
+__all__ = ["Dropouts", "noisy_module", "seeded", "warn_of_noise"]
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"drop|jitter_noise", re.IGNORECASE)
 _MODULE_NAMES = ("p", "rate", "prob")  # of a class that is called dropout itself
@@ -68,6 +71,16 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices, device_type=kind):
         torch.manual_seed(seed)
         yield
+
+
+def warn_of_noise(model: nn.Module) -> None:
+    """Says which module is random in training mode, where one is: to be asked without dropout."""
+    if (name := noisy_module(model)) is not None:
+        logger.warning(
+            "Training passes are random in %s although dropout is off: kl and losses will not be "
+            "those of the policy that samples.",
+            name,
+        )
 
 
 def noisy_module(model: nn.Module) -> str | None:
@@ -131,9 +144,22 @@ def _training_outputs(model: nn.Module, seed: int) -> list[tuple[str, Tensor]]:
     hooks = [m.register_forward_hook(keep(n)) for n, m in model.named_modules() if n]
     ids = probe_ids(model)
     try:
-        with in_mode(model, training=True), seeded(seed, ids.device):
+        with _training(model), seeded(seed, ids.device):
             logits = model(input_ids=ids, use_cache=False).logits
     finally:
         for hook in hooks:
             hook.remove()
     return [*seen, (type(model).__name__, logits.float())]
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Within it, all modules are in training mode; afterwards each is in its own again."""
+    changed = [module for module in model.modules() if not module.training]
+    try:
+        for module in changed:
+            module.training = True
+        yield
+    finally:
+        for module in changed:
+            module.training = False

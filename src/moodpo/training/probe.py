@@ -6,16 +6,15 @@ Shapes: T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moodpo.core.precision import compute_dtype
+from moodpo.generation._modes import evaluating
 
-__all__ = ["gap", "in_mode", "probe_ids", "probe_logps", "tolerance"]
+__all__ = ["gap", "probe_ids", "probe_logps", "tolerance"]
 
 TOKENS = 12
 # Nats per token between two passes that compute the same in another order.
@@ -36,7 +35,7 @@ def probe_logps(model: nn.Module) -> Tensor:
     mixed = bool(getattr(model, "is_quantized", False)) and not torch.is_autocast_enabled(
         device_type
     )
-    with in_mode(model, training=False), torch.autocast(device_type, torch.bfloat16, enabled=mixed):
+    with evaluating(model), torch.autocast(device_type, torch.bfloat16, enabled=mixed):
         logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, :-1]  # [T - 1, V]
     logps = logits.float().log_softmax(dim=-1)
     return logps.gather(-1, ids[0, 1:, None]).squeeze(-1)
@@ -61,16 +60,3 @@ def probe_ids(model: nn.Module) -> Tensor:
     ids = torch.arange(1, TOKENS + 1, device=next(model.parameters()).device)
     rows: int = embedding.weight.shape[0]
     return (7 * ids % rows)[None]
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Within it, all modules are in one mode; afterwards each is in its own again."""
-    changed = [module for module in model.modules() if module.training != training]
-    try:
-        for module in changed:
-            module.training = training
-        yield
-    finally:
-        for module in changed:
-            module.training = not training

@@ -60,7 +60,7 @@ from moodpo.training.datasets import (
     check_model_lengths,
     fit_dataset,
 )
-from moodpo.training.dropout import Dropouts, noisy_module, seeded
+from moodpo.training.dropout import Dropouts, seeded, warn_of_noise
 from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.lookahead import Lookahead, replicate
 from moodpo.training.metrics import MetricStore, PhaseClock
@@ -213,7 +213,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         )
         self._reference_tried, self._passes = False, itertools.count()
         self._dropouts = Dropouts(self.model) if args.disable_dropout else None
-        self._warn_of_noise()
+        if self._dropouts is not None:
+            with self.accelerator.autocast(), self._dropouts.off():
+                warn_of_noise(self.model)
         self.normalizer = Normalizer(
             cast(NormalizerKind, args.reward_normalization), len(panel.names)
         )
@@ -608,18 +610,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             if self._dropouts is not None:
                 stack.enter_context(self._dropouts.off())
             yield
-
-    def _warn_of_noise(self) -> None:
-        if self._dropouts is None:
-            return
-        with self._dropouts.off(), self.accelerator.autocast():
-            module = noisy_module(self.model)
-        if module is not None:
-            logger.warning(
-                "Training passes are random in %s although dropout is off: kl and losses will not "
-                "be those of the policy that samples.",
-                module,
-            )
 
     def _reference_logps(self, pairs: PairBatch) -> Tensor:
         """Log-probabilities `[P, 2]` under the reference."""
