@@ -97,6 +97,17 @@ def test_rounding_and_small_weights_change_no_decision(name, scale, dtype):
     assert find_fast_paths(model).packed == (name in ("llama", "gpt2", "qwen3_moe"))
 
 
+@pytest.mark.parametrize("name", ["llama", "mpt", "qwen3_5"])
+def test_quantized_models_are_tried_in_the_precision_they_train_in(name):
+    model = build(name)
+    model.get_output_embeddings().weight = nn.Parameter(
+        model.get_output_embeddings().weight.detach().bfloat16()
+    )
+    model.is_quantized = True  # what it mixes, float32 and bfloat16, only autocast can multiply
+    paths = find_fast_paths(model)
+    assert (paths.packed, paths.linear_head) == (name == "llama", True)
+
+
 def test_a_model_that_answers_everything_alike_is_judged_by_what_it_says_of_itself():
     model, alibi = build("llama"), build("mpt")
     with torch.no_grad():

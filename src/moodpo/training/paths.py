@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.core.logps import TokenBatch, collate_pairs, collate_sequences, head_is_linear
-from moodpo.core.precision import compute_dtype
 from moodpo.errors import ConfigError
 from moodpo.generation._modes import evaluating
 from moodpo.records import TokenIds
 from moodpo.training.fused_lora import lora_layers, runs_fused
 from moodpo.training.pair_attention import NAME as OWN_ATTENTION
 from moodpo.training.pair_attention import drop_pair_attention, use_pair_attention
+from moodpo.training.probe import mixing_types
 from moodpo.training.reach import reach_of, text_config
-from moodpo.training.trial import REACH, PackingTrial, own_dtype
+from moodpo.training.trial import REACH, PackingTrial, computing_dtype
 
 __all__ = ["FastPaths", "describe_lora", "find_fast_paths", "try_own_attention"]
 
@@ -109,7 +109,7 @@ def find_fast_paths(model: nn.Module) -> FastPaths:
     Raises:
         ConfigError: If the model cannot be run on plain sequences of tokens at all.
     """
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), mixing_types(model):
         try:
             linear_head = head_is_linear(model)
             trial = PackingTrial(model, linear_head=linear_head)
@@ -146,7 +146,7 @@ def try_own_attention(
     """
     device = next(model.parameters()).device.type
     with autocast():
-        dtype = compute_dtype(device, own_dtype(model))
+        dtype = computing_dtype(model)
     if device != "cpu":
         return f"off ({device} has a fast kernel)"
     if not paths.packed:

@@ -6,6 +6,7 @@ Shapes: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from moodpo.core.precision import compute_dtype
 from moodpo.generation._modes import evaluating
 
-__all__ = ["gap", "probe_ids", "probe_logps", "tolerance"]
+__all__ = ["gap", "mixing_types", "probe_ids", "probe_logps", "tolerance"]
 
 TOKENS = 12
 # Nats per token between two passes that compute the same in another order.
@@ -30,15 +31,18 @@ def probe_logps(model: nn.Module) -> Tensor:
         model: A causal language model, possibly wrapped by PEFT; every module keeps its mode.
     """
     ids = probe_ids(model)
-    device_type = ids.device.type
-    # Quantized models mix types that only autocast brings together.
-    mixed = bool(getattr(model, "is_quantized", False)) and not torch.is_autocast_enabled(
-        device_type
-    )
-    with evaluating(model), torch.autocast(device_type, torch.bfloat16, enabled=mixed):
+    with evaluating(model), mixing_types(model):
         logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, :-1]  # [T - 1, V]
     logps = logits.float().log_softmax(dim=-1)
     return logps.gather(-1, ids[0, 1:, None]).squeeze(-1)
+
+
+def mixing_types(model: nn.Module) -> AbstractContextManager[Any]:
+    """Autocast for quantized models: they mix types that only it brings together."""
+    device_type = next(model.parameters()).device.type
+    if not getattr(model, "is_quantized", False) or torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, torch.bfloat16)
 
 
 def gap(first: Tensor, second: Tensor) -> float:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.core.logps import TokenBatch, collate_pairs, collate_sequences, completion_logps
+from moodpo.core.precision import compute_dtype
 from moodpo.records import TokenIds
 from moodpo.training.reach import numbers, says_positions, text_config
 
-__all__ = ["REACH", "PackingTrial", "own_dtype"]
+__all__ = ["REACH", "PackingTrial", "computing_dtype"]
 
 _PROMPT, _COMPLETION = 16, 8  # tokens
 REACH = _PROMPT + _COMPLETION
@@ -70,7 +71,7 @@ class PackingTrial:
             packed = self.packed()
         except Exception as error:  # whatever a model does with a mask that it does not expect
             return f"its forward takes no block mask: {type(error).__name__}"
-        dtype = own_dtype(self._model)
+        dtype = computing_dtype(self._model)
         found = _disagreement(packed, alone[[0, 1, 1]], dtype)
         # What another prompt changes is what a mask or a position that is not obeyed may change.
         signal = (alone[1] - alone[2]).abs().mean().item()
@@ -111,9 +112,10 @@ class PackingTrial:
         ).logps.float()
 
 
-def own_dtype(model: nn.Module) -> torch.dtype:
-    """The type of a model's weights."""
-    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+def computing_dtype(model: nn.Module) -> torch.dtype:
+    """The type of a model's products now: of its weights, or autocast's."""
+    first = next(p for p in model.parameters() if p.is_floating_point())
+    return compute_dtype(first.device.type, first.dtype)
 
 
 def _disagreement(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
