@@ -293,3 +293,21 @@ class TestAgainstTransformersOwnReader:
     def test_token_ids(self, folder: str, policy: Path, text: str) -> None:
         theirs = load_tokenizer(folder, gguf_file=embedded.POLICY_FILE)
         assert load_tokenizer(policy).encode(text) == theirs.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [
+        ("embedded", True),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", True),
+        ("/gone/cache/smollm2-135m-instruct-0123456789ab", True),
+        ("/home/me/smollm2-135m-instruct-mine", False),
+        ("smollm2-135m-instruct", False),
+        ("HuggingFaceTB/SmolLM2-360M-Instruct", False),
+    ],
+)
+def test_the_embedded_policy_goes_by_these_names(base: str, named: bool) -> None:
+    assert embedded.names_embedded_policy(base) is named
+    assert (
+        embedded.locate_embedded("HuggingFaceTB/SmolLM2-360M-Instruct") is None
+    )  # nothing of ours

@@ -10,8 +10,8 @@ from moodpo.manifest import (
     RunManifest,
     check_continuation,
     hash_weights,
-    write_json,
 )
+from moodpo.storage import write_json
 
 MANIFEST = RunManifest(
     objectives=("helpful", "harmless"),

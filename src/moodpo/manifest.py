@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from moodpo.errors import ManifestError
+from moodpo.storage import write_json
 
 __all__ = ["MANIFEST_NAME", "RunManifest", "check_continuation", "hash_weights", "write_json"]
 
@@ -150,21 +150,6 @@ def hash_weights(folder: str | os.PathLike[str]) -> str | None:
             for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def write_json(path: str | os.PathLike[str], values: Any) -> None:
-    """Writes JSON atomically: a reader sees the old file or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.chmod(stream.name, 0o644)
-    os.replace(stream.name, path)
 
 
 def _show(value: Any) -> str:

@@ -20,7 +20,7 @@ def test_the_documented_snippet_runs(tmp_path, monkeypatch):
         "model": load_base(tmp_path / "base"),
         "tokenizer": tiny_tokenizer(),
         "dataset": options(tmp_path)["train_dataset"],
-        "args": config(tmp_path / "run", max_steps=1),
+        "args": config(tmp_path / "run", max_steps=1, max_new_tokens=48),
         "prompts": PROMPTS[:2],
         "panel": RewardPanel(load_rewards(["brevity", "detail"])),
         "LoraConfig": LoraConfig,

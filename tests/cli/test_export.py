@@ -38,6 +38,22 @@ def test_half_precision_says_what_is_lost(run, trained, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+def test_what_overflows_in_half_precision_is_not_written(run, trained, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(trained, tmp_path / "loud")
+    file = tmp_path / "loud" / "adapter_model.safetensors"
+    weights = {name: value * 1e6 for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    flags = ["--output_dir", tmp_path / "half", "--dtype", "float16"]
+    outcome = run("export", tmp_path / "loud", *flags)
+    assert outcome.code == 1
+    assert "NaN or infinite" in outcome.err
+    assert not (tmp_path / "half").exists()
+
+
 def test_an_occupied_folder_is_refused(run, trained):
     outcome = run("export", trained, "--output_dir", trained)
     assert outcome.code == 2

@@ -92,7 +92,9 @@ class OutOfMemoryError(RuntimeError):
         (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero (--debug shows"),
         (OutOfMemoryError("CUDA"), 1, "--generation_batch_size"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (SystemExit(0), 0, ""),
+        (SystemExit(0), 1, "called sys.exit(0), so it is not done"),
+        (SystemExit("text"), 1, "sys.exit('text')"),
+        (SystemExit(3), 1, "sys.exit(3)"),
     ],
 )
 def test_exit_codes_and_messages(run, failing, error, code, said):

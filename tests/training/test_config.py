@@ -41,6 +41,20 @@ def test_the_documented_defaults(tmp_path):
         ({"rpo_alpha": float("nan")}, "rpo_alpha must be at least 0; got nan"),
         ({"concentration": [1.0, -1.0]}, "concentration must be positive"),
         ({"concentration": []}, "concentration"),
+        ({"concentration": [float("inf")]}, "concentration"),
+        ({"learning_rate": float("inf")}, "learning_rate must be at least 0 and at most 100"),
+        ({"learning_rate": 1e30}, "learning_rate"),
+        ({"label_temperature": float("inf")}, "label_temperature must be .* and finite; got inf"),
+        ({"adam_epsilon": float("inf")}, "adam_epsilon"),
+        ({"torch_empty_cache_steps": float("inf")}, "torch_empty_cache_steps must be a finite"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"save_steps": 0}, "save_steps"),
+        ({"save_steps": -5}, "save_steps"),
+        ({"save_total_limit": -1}, "save_total_limit"),
+        ({"num_train_epochs": 0}, "num_train_epochs"),
+        ({"num_train_epochs": -1}, "num_train_epochs"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"seed": -1}, "seed"),
         ({"loss_type": "kto"}, "loss_type must be one of sigmoid"),
         ({"relabel": "twice"}, "relabel must be one of none, antithetic"),
         ({"reward_normalization": "max"}, "reward_normalization must be one of"),
@@ -49,6 +63,10 @@ def test_the_documented_defaults(tmp_path):
 def test_settings_out_of_range_say_which_and_what(tmp_path, setting, message):
     with pytest.raises(ConfigError, match=message):
         MOODPOConfig(output_dir=str(tmp_path), **setting)
+
+
+def test_no_clipping_is_written_as_zero_or_none(tmp_path):
+    assert MOODPOConfig(output_dir=str(tmp_path), max_grad_norm=None).max_grad_norm == 0.0
 
 
 @pytest.mark.parametrize(

@@ -29,3 +29,10 @@ def test_the_shortest_completion_is_at_most_the_longest():
 def test_ranges_are_checked_without_torch():
     code = "import sys, moodpo.training.limits; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_no_setting_is_infinite(name, value):
+    with pytest.raises(ConfigError, match=f"^{name} must be at least .*; got {value}"):
+        check_ranges({name: value})

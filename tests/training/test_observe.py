@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 
+from moodpo.errors import RewardError
 from tiny_trainers import PROMPTS, capitals, make_trainer, vowels
 
 SPREAD = {"num_generations": 4, "weights_per_prompt": 2, "relabel": "none"}
@@ -44,7 +46,8 @@ def train_and_watch(folder, settings):
         return compute_loss(model, inputs, **options)
 
     trainer.compute_loss = watched
-    trainer.train()
+    with contextlib.suppress(RewardError):  # where not a single pair is ever active
+        trainer.train()
     lines = (folder / "completions.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], trained
 

@@ -13,7 +13,7 @@ from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
 from moodpo.core.loss import dpo_loss
 from moodpo.core.pairing import pair_completions
-from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
+from moodpo.errors import ConfigError, DivergenceError, RewardError, RewardSpecError
 from moodpo.manifest import RunManifest
 from moodpo.training.trainer import MOODPOTrainer
 from tiny_checkpoints import build_tiny_gpt2_reward
@@ -461,7 +461,8 @@ def test_a_step_without_any_winner_moves_nothing(tmp_path):
         tmp_path, rewards=(constant, lambda completions, **_: [0.0] * len(completions))
     )
     before = parameters(trainer)
-    trainer.train()
+    with pytest.raises(RewardError, match="Not a single pair could be trained on in 2 steps"):
+        trainer.train()
     assert_same(parameters(trainer), before, atol=0, rtol=0)
     assert logged(trainer, "loss") == [0.0, 0.0]
     assert logged(trainer, "pairs/active") == [0.0, 0.0]

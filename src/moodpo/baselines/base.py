@@ -21,14 +21,18 @@ from torch import Tensor, nn
 
 from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning import Conditioner
-from moodpo.embedded import names_embedded_policy
+from moodpo.embedded import EMBEDDED_NAME, is_embedded, locate_embedded, recorded_name
 from moodpo.errors import ConfigError, ManifestError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, read_answer, token_roles
+from moodpo.loading import load_adapter, load_model
 from moodpo.manifest import hash_weights
 from moodpo.records import Answer, Prompt, TokenIds
 from moodpo.rewards.specs import looks_local
+from moodpo.storage import share_files
+from moodpo.training.guard import check_savable_weights
+from moodpo.training.savable import record_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,7 +155,11 @@ class BaselinePolicy:
 
         Args:
             folder: Made if missing.
+
+        Raises:
+            DivergenceError: If a weight is NaN or infinite.
         """
+        check_savable_weights(self.model, trained_only=False)
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         if self.record.adapters:
@@ -160,6 +168,9 @@ class BaselinePolicy:
                 selected_adapters=list(self.record.adapters),
                 save_embedding_layers=False,
             )
+            for name in self.record.adapters:
+                record_base(target / ADAPTERS / name, self.record.base_model)
+                share_files(target / ADAPTERS / name)
         # Last: a folder that has the record is complete.
         self.record.save(target)
         self.path = target
@@ -299,10 +310,17 @@ def make_record(
         kind=kind,
         conditioning=conditioner.to_dict(),
         sampling=asdict(sampling),
-        base_model=base_model,
+        base_model=_recorded(base_model),
         versions={name: version(name) for name in ("moodpo", "torch", "transformers", "peft")},
         **fields,
     )
+
+
+def _recorded(base: str | None) -> str | None:
+    """The embedded model by its own name: the Hub's model of that id has other weights."""
+    if base is None:
+        return None
+    return EMBEDDED_NAME if is_embedded(base) else recorded_name(base)
 
 
 # --- loading --------------------------------------------------------------------------------
@@ -316,10 +334,8 @@ def _locate_base(base: str | None, folder: str | Path) -> str:
         )
     if Path(base).is_dir():
         return base
-    if names_embedded_policy(base):
-        from moodpo.embedded import embedded_policy_path
-
-        return str(embedded_policy_path())
+    if (embedded := locate_embedded(base)) is not None:
+        return embedded
     if looks_local(base):
         raise ManifestError(
             f"The base model {base} of {folder} is not there any more. Say where it is with "
@@ -329,17 +345,10 @@ def _locate_base(base: str | None, folder: str | Path) -> str:
 
 
 def _load_model(base: str, folder: Path, adapters: Sequence[str], dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    if not adapters:
-        return model  # type: ignore[no-any-return]
-    from peft import PeftModel
-
-    first, *others = adapters
-    model = PeftModel.from_pretrained(model, str(folder / ADAPTERS / first), adapter_name=first)
-    for name in others:
-        model.load_adapter(str(folder / ADAPTERS / name), adapter_name=name)
+    remedy = "If it is not where it was in training, say where it is with base_model=."
+    model: Any = load_model(base, remedy=remedy, dtype=dtype)
+    for name in adapters:
+        model = load_adapter(model, folder / ADAPTERS / name, name=name)
     return model  # type: ignore[no-any-return]
 
 

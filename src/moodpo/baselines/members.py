@@ -25,6 +25,7 @@ from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import token_roles
+from moodpo.loading import load_model
 from moodpo.records import Prompt, PromptBatch, RolloutBatch
 from moodpo.rewards import RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer
@@ -388,9 +389,9 @@ def _shuffled(count: int, seed: int) -> Iterator[int]:
 def _load(
     model: str | nn.Module, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     loaded: Any = model
     if isinstance(model, str):
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        loaded = load_model(model, dtype=torch.float32)
     return loaded, tokenizer or AutoTokenizer.from_pretrained(loaded.config._name_or_path)

@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
-from moodpo.cli.console import fail, print_out, short_warnings
+from moodpo.cli.console import fail, print_out, short_warnings, shown_log
+from moodpo.cli.flags import ParserExit
 from moodpo.errors import ConfigError, InputError, MissingDependencyError, MOODPOError
 
 __all__ = ["COMMANDS", "main"]
@@ -43,10 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     debug, arguments = _split_debug(list(sys.argv[1:] if argv is None else argv))
     try:
-        with short_warnings():
+        with short_warnings(), shown_log():
             return _run(arguments)
-    except SystemExit as stop:  # argparse, after --help
+    except ParserExit as stop:
         return stop.code if isinstance(stop.code, int) else DONE
+    except SystemExit as stop:  # of a reward, a template or a library: never a success
+        if debug:
+            raise
+        fail(
+            f"something that the command loaded called sys.exit({stop.code!r}), so it is not done. "
+            "--debug shows where."
+        )
+        return FAILED
     except KeyboardInterrupt:
         fail("interrupted.")
         return INTERRUPTED

@@ -15,6 +15,7 @@ from moodpo.evaluation.front import front_hypervolume, reward_statistics
 from moodpo.evaluation.results import FloatArray, SweepResult
 from moodpo.evaluation.steerability import spearman_within_prompt
 from moodpo.evaluation.sweep import default_weights, evaluate_policy, sweep
+from moodpo.serving.files import recorded_base
 from moodpo.serving.policy import SteerablePolicy
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def trained_policy(trainer: MOODPOTrainer, settings: TrainSettings) -> Steerable
             "lineage": [dict(entry) for entry in trainer.manifest().lineage],
         },
         dtype=torch.bfloat16 if trainer.args.bf16 else None,
-        base=trainer.manifest().base_model.get("path"),
+        base=recorded_base(trainer.manifest()),
     )
 
 

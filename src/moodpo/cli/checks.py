@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -85,6 +86,8 @@ def check_settings(settings: TrainSettings) -> None:
             "--reward_models (`embedded` stands for the embedded model or prompts), or none of "
             "them for the embedded default."
         )
+    if run.output_dir is not None and not run.output_dir.strip():
+        raise ConfigError("--output_dir is empty. Pass a folder, or leave the flag out.")
     check_reward_specs(run.reward_models or ())
     if model.load_in_4bit or model.load_in_8bit:
         _check_quantization(settings)
@@ -116,7 +119,7 @@ def resolve_model(path: str, *, flag: str = "--sft_model_path") -> ModelSource:
     folder = Path(path).expanduser()
     if folder.is_dir():
         _check_model_folder(folder, flag)
-        source = ModelSource(path=str(folder), config=_read_json(folder / MODEL_CONFIG))
+        source = ModelSource(path=os.path.abspath(folder), config=_read_json(folder / MODEL_CONFIG))
     elif looks_local(path):
         raise ConfigError(
             f"{flag} {path} does not exist. Pass a model folder, a Hub id (owner/name), or "
@@ -144,11 +147,12 @@ def find_start(settings: TrainSettings) -> Start | None:
         raise ConfigError(f"--model_path {path} {_missing_checkpoint(folder)}")
     if not has_weights(folder):
         raise ConfigError(f"--model_path {path} has no weights. Pass a complete checkpoint.")
+    place = os.path.abspath(folder)  # it is recorded, and read from other folders
     if not (folder / MANIFEST_NAME).is_file():
-        return Start(path=str(folder), is_adapter=is_adapter, manifest=None)
+        return Start(path=place, is_adapter=is_adapter, manifest=None)
     manifest = RunManifest.load(folder)
     _check_objectives(manifest, settings, str(folder))
-    return Start(path=str(folder), is_adapter=is_adapter, manifest=manifest)
+    return Start(path=place, is_adapter=is_adapter, manifest=manifest)
 
 
 def resume_checkpoint(settings: TrainSettings) -> str | None:

@@ -7,6 +7,7 @@ nothing of commands.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -23,6 +24,7 @@ __all__ = [
     "print_table",
     "quiet_loading",
     "short_warnings",
+    "shown_log",
     "warn",
 ]
 
@@ -95,3 +97,21 @@ def short_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = previous
+
+
+class _LogWarnings(logging.Handler):
+    """Says what the library logs as a warning the way commands say theirs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+@contextmanager
+def shown_log() -> Iterator[None]:
+    """Within it, the library's logged warnings are shown as warnings of the command."""
+    logger, handler = logging.getLogger("moodpo"), _LogWarnings(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

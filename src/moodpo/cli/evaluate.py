@@ -26,7 +26,7 @@ from moodpo.errors import ConfigError, RewardSpecError
 from moodpo.manifest import MANIFEST_NAME
 from moodpo.rewards import check_data, check_reward_specs, rebuild_specs
 from moodpo.rewards.specs import parse_spec
-from moodpo.serving.files import EMBEDDED_NAME
+from moodpo.serving.files import EMBEDDED_NAME, recorded_base
 
 if TYPE_CHECKING:
     from moodpo.baselines import BaselinePolicy
@@ -209,7 +209,7 @@ def _baseline_name(args: argparse.Namespace, manifest: RunManifest | None) -> st
         return None
     if args.baseline != "auto":
         return str(args.baseline)
-    return str(manifest.base_model.get("path")) if manifest else None
+    return recorded_base(manifest)
 
 
 def _check_thresholds(

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from moodpo.cli.console import note, print_out, quiet_loading, warn
 from moodpo.cli.flags import CommandParser
+from moodpo.embedded import recorded_name
 from moodpo.errors import ConfigError
-from moodpo.serving.files import PolicyFiles, find_policy
+from moodpo.loading import load_adapter, load_model
+from moodpo.serving.files import BASE_REMEDY, PolicyFiles, find_policy
+from moodpo.storage import share_files
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,21 +74,35 @@ def _parser() -> CommandParser:
 
 def _export(files: PolicyFiles, folder: Path, dtype: str) -> None:
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from moodpo.serving.merging import merge_adapter
+    from moodpo.training.guard import check_savable_weights
+    from moodpo.training.savable import repair_generation_config
 
     quiet_loading()
-    base: Any = AutoModelForCausalLM.from_pretrained(files.model, dtype=torch.float32)
-    before = {name: p.detach().clone() for name, p in base.named_parameters()}
-    model: Any = PeftModel.from_pretrained(base, str(files.adapter)).merge_and_unload()
+    base: Any = load_model(files.model, remedy=BASE_REMEDY, dtype=torch.float32)
     kind: torch.dtype = getattr(torch, dtype)
-    if kind != torch.float32:
+    before = {}
+    if kind != torch.float32:  # shared weights under each of their names: they may be untied
+        named = base.named_parameters(remove_duplicate=False)
+        before = {name: parameter.detach().clone() for name, parameter in named}
+    model: Any = merge_adapter(load_adapter(base, str(files.adapter)))
+    if model is None:
+        raise ConfigError(
+            f"The adapter {files.adapter} cannot be merged: the merged model would not compute "
+            "what base and adapter compute together. Serve them unmerged."
+        )
+    if before:
         _report_rounding(model, before, kind)
-    model.to(kind).save_pretrained(folder)
+    check_savable_weights(model.to(kind), trained_only=False)  # float16 may overflow
+    repair_generation_config(model)
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(files.tokenizer).save_pretrained(folder)
+    share_files(folder)
     if files.manifest is not None:
         training = {**files.manifest.training, "peft": False, "merged": dtype}
-        base_model = {**files.manifest.base_model, "adapter": files.adapter}
+        base_model = {**files.manifest.base_model, "adapter": recorded_name(str(files.adapter))}
         replace(files.manifest, training=training, base_model=base_model).save(folder)
     note(json.dumps({"base": files.model, "adapter": files.adapter, "dtype": dtype}))
 

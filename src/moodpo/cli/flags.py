@@ -24,6 +24,7 @@ __all__ = [
     "CommandParser",
     "Flag",
     "FlagSet",
+    "ParserExit",
     "flags_of",
     "format_help",
     "read_config_file",
@@ -32,6 +33,10 @@ __all__ = [
 ]
 
 _UNSET: Any = object()
+
+
+class ParserExit(SystemExit):
+    """A parser has said all there is to say, after `--help`; other exits are somebody else's."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -45,6 +50,10 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises what the command line turns into exit code 2."""
         raise ConfigError(_said(message, self))
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Ends the command, as argparse does after `--help`."""
+        raise ParserExit(status)
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses arguments, positional ones before or after flags."""

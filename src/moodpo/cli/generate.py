@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from moodpo.cli.policies import (
 from moodpo.errors import ConfigError, WeightsError
 from moodpo.preferences import parse_weights
 from moodpo.prompts import as_prompts
+from moodpo.storage import json_line
 
 __all__ = ["objectives_in", "run"]
 
@@ -133,7 +133,7 @@ def _print(
             for weights, texts in answers:
                 named = dict(zip(objectives, weights, strict=True))
                 row = {"prompt": prompt, "weights": named, "completion": texts[n]}
-                print_out(json.dumps(row, ensure_ascii=False))
+                print_out(json_line(row))
     elif len(answers) == 1 and len(prompts) == 1:
         print_out(answers[0][1][0].strip())
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,10 @@ from moodpo._upstream import peft_config, quantization_config
 from moodpo.cli.checks import ModelSource, Start
 from moodpo.cli.console import warn
 from moodpo.cli.settings import TrainSettings
-from moodpo.errors import ConfigError
+from moodpo.errors import ConfigError, ManifestError, MissingDependencyError
+from moodpo.loading import load_adapter, load_model
 from moodpo.manifest import hash_weights
+from moodpo.serving.files import locate_base, recorded_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,8 +117,6 @@ def _output_dir_of(checkpoint: Path) -> Path:
 
 
 def _load(settings: TrainSettings, path: str, args: MOODPOConfig, *, lora: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-
     flags = settings.model
     dtype = flags.dtype or ("bfloat16" if lora and args.bf16 else "float32")
     options: dict[str, Any] = {"dtype": dtype}
@@ -130,27 +129,18 @@ def _load(settings: TrainSettings, path: str, args: MOODPOConfig, *, lora: bool)
         options["attn_implementation"] = flags.attn_implementation
     if not Path(path).is_dir():
         options["revision"] = flags.model_revision
-    return _loading(path, lambda: AutoModelForCausalLM.from_pretrained(path, **options))
+    return load_model(path, **options)
 
 
 def _load_adapter(model: Any, source: ModelSource, start: Start) -> Any:
-    from peft import PeftModel, prepare_model_for_kbit_training
+    from peft import prepare_model_for_kbit_training
 
-    trained_on = start.manifest.base_model.get("path") if start.manifest else None
-    if trained_on and not _same_place(str(trained_on), source.path):
+    trained_on = recorded_base(start.manifest)
+    if trained_on and not _same_place(trained_on, source.path):
         warn(f"the adapter {start.path} was trained on {trained_on}, not on {source.path}.")
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    try:
-        with warnings.catch_warnings():  # what is missing would be left as it was drawn
-            warnings.filterwarnings("error", "Found missing adapter keys")
-            return PeftModel.from_pretrained(model, start.path, is_trainable=True)
-    except (RuntimeError, ValueError, UserWarning) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"The adapter {start.path} does not fit {source.path}: {said}. Pass the model that it "
-            "was trained on."
-        ) from error
+    return load_adapter(model, start.path, trainable=True)
 
 
 def _check_adapter_flags(settings: TrainSettings, start: Start) -> None:
@@ -183,6 +173,10 @@ def _loading(path: str, load: Callable[[], Any]) -> Any:
 
 
 def _same_place(first: str, second: str) -> bool:
-    if first == second:
-        return True
-    return Path(first).is_dir() and Path(first).resolve() == Path(second).resolve()
+    try:
+        first, second = locate_base(first), locate_base(second)
+    except (ManifestError, MissingDependencyError):
+        return False  # it is not here any more
+    return first == second or (
+        Path(first).is_dir() and Path(first).resolve() == Path(second).resolve()
+    )

@@ -313,7 +313,7 @@ def _model_flags(values: dict[str, Any]) -> ModelFlags:
         raise ConfigError(str(error)) from None
     for name, low, high in (("lora_r", 1, None), ("lora_alpha", 1, None), ("lora_dropout", 0, 1)):
         value = getattr(flags, name)
-        if value < low or (high is not None and value >= high):
+        if not low <= value or (high is not None and value >= high):
             upper = "" if high is None else f" and below {high}"
             raise ConfigError(f"{name} must be at least {low}{upper}; got {value}.")
     return flags

@@ -39,7 +39,7 @@ from moodpo.evaluation.tables import (
     markdown_table,
     rich_table,
 )
-from moodpo.manifest import write_json
+from moodpo.storage import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moodpo.records import TokenIds
+from moodpo.storage import without_non_finite
 
 __all__ = ["ScoredAnswer", "SweepJournal", "fingerprint"]
 
@@ -100,10 +101,7 @@ def fingerprint(**parts: Any) -> str:
 
 
 def _line(answer: ScoredAnswer) -> str:
-    values = asdict(answer)
-    values |= {key: _nulls(values[key]) for key in ("rewards", "held_out")}
-    values["kl"] = None if answer.kl is None or math.isnan(answer.kl) else answer.kl
-    return json.dumps(values, allow_nan=False)
+    return json.dumps(without_non_finite(asdict(answer)), allow_nan=False)  # ASCII: one line
 
 
 def _parse(line: str) -> ScoredAnswer | None:
@@ -116,10 +114,6 @@ def _parse(line: str) -> ScoredAnswer | None:
         return ScoredAnswer(**values)
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _nulls(values: Sequence[float]) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values]
 
 
 def _nans(values: Sequence[float | None]) -> list[float]:

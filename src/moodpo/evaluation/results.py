@@ -47,6 +47,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moodpo.errors import ManifestError
+from moodpo.storage import write_text
 
 __all__ = [
     "SCHEMA",
@@ -220,7 +221,7 @@ class SweepResult:
                 f"Results for {path} hold what JSON cannot ({error}). Expected finite numbers, "
                 "texts, lists and objects; check the rewards and the description of the policy."
             ) from error
-        _write_atomically(Path(path), text)
+        write_text(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SweepResult:
@@ -456,16 +457,3 @@ def _refuse(origin: str, reason: str) -> NoReturn:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -102,13 +102,14 @@ def call_scorer(name: str, scorer: Callable[..., Any], *args: Any, **kwargs: Any
     """Calls a scorer; whatever it raises names the reward and keeps its cause.
 
     Raises:
-        RewardError: From the scorer's own exception. A failure is never turned into a score.
+        RewardError: From the scorer's own exception, `sys.exit` included. A failure is never
+            turned into a score, nor into the end of the program.
     """
     try:
         return scorer(*args, **kwargs)
-    except RewardError:
+    except (RewardError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise RewardError(
             f"Reward {name!r} failed while scoring: {type(error).__name__}: {error}"
         ) from error

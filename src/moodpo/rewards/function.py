@@ -154,7 +154,9 @@ def import_function(spec: str) -> Any:
     try:
         with _working_directory_importable():
             found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a script's sys.exit, too
         raise RewardSpecError(
             f"Cannot import the reward {spec!r}: {type(error).__name__}: {error}. Install the "
             "module, or run from the folder that holds it."

@@ -6,12 +6,22 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from moodpo.embedded import EMBEDDED_NAME, names_embedded_policy
+from moodpo.embedded import EMBEDDED_NAME, locate_embedded
 from moodpo.errors import ManifestError
 from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.rewards.specs import looks_local
 
-__all__ = ["EMBEDDED_NAME", "PolicyFiles", "find_hub_file", "find_policy", "locate_base"]
+__all__ = [
+    "BASE_REMEDY",
+    "EMBEDDED_NAME",
+    "PolicyFiles",
+    "find_hub_file",
+    "find_policy",
+    "locate_base",
+    "recorded_base",
+]
+
+BASE_REMEDY = "If the adapter's base model has moved, say where: --base_model, or base_model=."
 
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -76,6 +86,16 @@ def find_policy(policy: str | Path, *, base_model: str | None = None) -> PolicyF
     )
 
 
+def recorded_base(manifest: RunManifest | None) -> str | None:
+    """The base model that a manifest names, in words that `locate_base` understands."""
+    if manifest is None:
+        return None
+    if manifest.base_model.get("package"):
+        return EMBEDDED_NAME  # told apart from the Hub's model of the same name
+    base = manifest.base_model.get("path")
+    return None if base is None else str(base)
+
+
 def locate_base(base: str) -> str:
     """Where a base model is now: the embedded one may have to be converted again.
 
@@ -87,10 +107,8 @@ def locate_base(base: str) -> str:
     """
     if Path(base).is_dir():
         return base
-    if names_embedded_policy(base):
-        from moodpo.embedded import embedded_policy_path
-
-        return str(embedded_policy_path())
+    if (embedded := locate_embedded(base)) is not None:
+        return embedded
     if looks_local(base):
         raise ManifestError(
             f"The policy's base model {base} is not there any more. Say where it is: "
@@ -148,8 +166,8 @@ def _find_on_hub(repo: str) -> Path | None:
 
 
 def _base_of(folder: Path, manifest: RunManifest | None) -> str:
-    if manifest is not None and manifest.base_model.get("path"):
-        return str(manifest.base_model["path"])
+    if (recorded := recorded_base(manifest)) is not None:
+        return recorded
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if base := config.get("base_model_name_or_path"):
         return str(base)

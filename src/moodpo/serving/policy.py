@@ -26,11 +26,13 @@ from moodpo.errors import ConfigError, ManifestError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, read_answer, token_roles
+from moodpo.loading import load_adapter, load_model
 from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
 from moodpo.preferences import validate_bounds, weight_rows
 from moodpo.prompts import as_prompts
 from moodpo.records import Answer, Prompt, TokenIds, prompt_text
-from moodpo.serving.files import PolicyFiles, find_policy, locate_base
+from moodpo.serving.files import BASE_REMEDY, PolicyFiles, find_policy, locate_base, recorded_base
+from moodpo.serving.merging import merge_adapter
 from moodpo.training.limits import check_ranges
 from moodpo.training.rollout import derive_seed
 
@@ -135,7 +137,7 @@ class SteerablePolicy:
             generation_batch_size=generation_batch_size,
             info=_describe(files),
             dtype=None if kind == torch.float32 else kind,
-            base=files.manifest.base_model.get("path") if files.manifest else None,
+            base=recorded_base(files.manifest),
         )
 
     @property
@@ -462,17 +464,20 @@ def _trained_sampling(manifest: RunManifest | None) -> SamplingConfig:
 
 
 def _load_model(files: PolicyFiles, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModelForCausalLM
+    model = _load_unmerged(files, device, dtype)
+    whole = dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    if files.adapter is not None and whole:
+        # Where merging changes what is computed, the adapter stays beside the weights.
+        model = merge_adapter(model) or _load_unmerged(files, device, dtype)
+    return model.requires_grad_(False).eval()
 
-    model: Any = AutoModelForCausalLM.from_pretrained(files.model, dtype=dtype).to(device)
+
+def _load_unmerged(files: PolicyFiles, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    remedy = "" if files.adapter is None else BASE_REMEDY
+    model: Any = load_model(files.model, remedy=remedy, dtype=dtype).to(device)
     if files.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, files.adapter)
-        if dtype == torch.float32 and not getattr(model, "is_quantized", False):
-            model = model.merge_and_unload()
-    module: nn.Module = model.requires_grad_(False).eval()
-    return module
+        model = load_adapter(model, files.adapter)
+    return model  # type: ignore[no-any-return]
 
 
 def _load_tokenizer(files: PolicyFiles) -> PreTrainedTokenizerBase:

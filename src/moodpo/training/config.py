@@ -6,6 +6,7 @@ meaning. Knows nothing of the command line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -281,6 +282,9 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         given: Any = self.concentration
         self.concentration = [float(given)] if isinstance(given, (int, float)) else given
         self.chat_template_kwargs = read_template_kwargs(self.chat_template_kwargs)
+        clip: Any = self.max_grad_norm
+        # None is no clipping: the Trainer would compare it with 0.
+        self.max_grad_norm: float = 0.0 if clip is None else clip
         self._check_ranges()
         self._check_choices()
         self._check_weights()
@@ -312,8 +316,16 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         )
 
     def _check_ranges(self) -> None:
-        check_ranges({name: getattr(self, name) for name in RANGES})
-        if not self.concentration or any(not value > 0 for value in self.concentration):
+        check_ranges({name: getattr(self, name, None) for name in RANGES})
+        for name in (f.name for f in fields(self)):
+            value = getattr(self, name, None)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name} must be a finite number; got {value}.")
+        if self.max_steps == 0:
+            raise ConfigError(
+                "max_steps must be at least 1, or -1 for num_train_epochs to say how long; got 0."
+            )
+        if not self.concentration or any(not 0 < v < math.inf for v in self.concentration):
             raise ConfigError(
                 f"concentration must be positive, got {self.concentration}. Pass one value or one "
                 "per objective; 1 is uniform over the simplex."

@@ -40,17 +40,26 @@ RANGES: Mapping[str, tuple[float, float | None]] = {
     "label_temperature": (0, None),
     "rpo_alpha": (0, None),
     "log_completions": (0, None),
-    "learning_rate": (0, None),
-    "num_train_epochs": (0, None),
+    "learning_rate": (0, 100),
     "weight_decay": (0, None),
     "max_grad_norm": (0, None),
+    "warmup_ratio": (0, 1),
     "warmup_steps": (0, None),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, None),
     "neftune_noise_alpha": (0, 100),  # 5 to 15 are in use
-    "dataloader_num_workers": (0, None),
+    "num_train_epochs": (1e-6, None),
+    "max_steps": (-1, None),
+    "logging_steps": (0, None),
+    "save_steps": (1e-6, None),
+    "eval_steps": (1e-6, None),
+    "save_total_limit": (1, None),
     "seed": (0, 2**32 - 1),  # what numpy's generator takes
     "data_seed": (0, 2**32 - 1),
+    "dataloader_num_workers": (0, None),
 }
-"""Smallest and largest value of each setting; None is unbounded."""
+"""Smallest and largest value of each setting; None is any finite number."""
 
 
 def check_ranges(values: Mapping[str, float | None]) -> None:
@@ -60,8 +69,8 @@ def check_ranges(values: Mapping[str, float | None]) -> None:
         values: Any settings by name; None and those without a range are not looked at.
 
     Raises:
-        ConfigError: Naming the setting, its range and what was given. NaN and infinity are in
-            none.
+        ConfigError: Naming the setting, its range and what was given. NaN and infinities are in no
+            range.
     """
     ranges = dict(RANGES)
     if "max_new_tokens" in values:
@@ -70,6 +79,7 @@ def check_ranges(values: Mapping[str, float | None]) -> None:
         value = values.get(name)
         if value is None:
             continue
-        if not low <= value < math.inf or (high is not None and value > high):
+        if not low <= value <= (math.inf if high is None else high) or math.isinf(value):
             upper = "" if high is None else f" and at most {high:.10g}"
+            upper += " and finite" if high is None and value == math.inf else ""
             raise ConfigError(f"{name} must be at least {low:g}{upper}; got {value}.")

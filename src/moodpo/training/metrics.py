@@ -6,8 +6,9 @@ they sum; padding is never counted because it is never added.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -58,10 +59,12 @@ class MetricStore:
         """Sums and counts, so that a resumed run's first log is the uninterrupted one's."""
         return {n: [float(self._sums[n]), float(self._counts[n])] for n in sorted(self._sums)}
 
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Sequence[float | None]]) -> None:
         """Restores what `state_dict` returned."""
-        self._sums = {n: total for n, (total, _) in state.items()}
-        self._counts = {n: count for n, (_, count) in state.items()}
+        # JSON has no NaN: a sum that was one is null.
+        values = {n: [math.nan if v is None else v for v in pair] for n, pair in state.items()}
+        self._sums = {n: total for n, (total, _) in values.items()}
+        self._counts = {n: count for n, (_, count) in values.items()}
 
 
 class PhaseClock:

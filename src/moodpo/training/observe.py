@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from moodpo.records import PairBatch, RolloutBatch, prompt_text
+from moodpo.storage import json_line
 
 __all__ = [
     "InterruptCallback",
@@ -166,10 +166,10 @@ def report_samples(
 
 
 def append_jsonl(path: Path, rows: Sequence[Row]) -> None:
-    """Appends rows to a JSONL file."""
+    """Appends rows to a JSONL file; NaN and infinities become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        stream.writelines(json_line(row) + "\n" for row in rows)
 
 
 def _named(objectives: Sequence[str], values: Any) -> list[tuple[str, float]]:

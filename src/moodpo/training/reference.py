@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.errors import ConfigError
+from moodpo.loading import load_model
 from moodpo.manifest import hash_weights
 from moodpo.training.adapters import (
     FreshAdapter,
@@ -329,14 +330,8 @@ def _reference_from_path(path: str, model: nn.Module, fresh: FreshAdapter | None
 
 
 def _load_frozen(path: str, model: nn.Module) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
     first = next(p for p in model.parameters() if p.is_floating_point())
-    try:
-        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=first.dtype)
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ConfigError(f"reference={path} cannot be loaded: {said}") from error
+    loaded: nn.Module = load_model(path, dtype=first.dtype)
     return loaded.to(first.device)
 
 

@@ -21,7 +21,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -40,15 +39,18 @@ from moodpo.core.logps import (
 )
 from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
 from moodpo.core.pairing import gap_threshold
-from moodpo.errors import ConfigError, DivergenceError, RewardSpecError
+from moodpo.errors import ConfigError, RewardError, RewardSpecError
 from moodpo.generation.base import Generator, SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import padding_token_id, token_roles
-from moodpo.manifest import RunManifest, check_continuation, write_json
+from moodpo.loading import load_model
+from moodpo.manifest import RunManifest, check_continuation
 from moodpo.records import PairBatch, PromptBatch, RolloutBatch
 from moodpo.rewards import Reward, RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer, NormalizerKind
+from moodpo.storage import share_files, write_json
 from moodpo.training.adapters import wrap_model
+from moodpo.training.alarms import SignalWatch
 from moodpo.training.batching import by_token_budget, spread_over_passes
 from moodpo.training.card import write_model_card
 from moodpo.training.checkpoints import STATE_NAME, find_checkpoint
@@ -62,6 +64,7 @@ from moodpo.training.datasets import (
 )
 from moodpo.training.dropout import Dropouts, seeded, warn_of_noise
 from moodpo.training.fused_lora import fuse_lora
+from moodpo.training.guard import NumberGuard, check_savable_weights
 from moodpo.training.lookahead import Lookahead, replicate
 from moodpo.training.metrics import MetricStore, PhaseClock
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
@@ -79,6 +82,13 @@ from moodpo.training.paths import (
 from moodpo.training.reference import check_agreement, known_base, make_reference
 from moodpo.training.rollout import RolloutCollector, derive_seed
 from moodpo.training.samplers import WeightSampler, as_sampler, make_sampler
+from moodpo.training.savable import (
+    absolute_folder,
+    describe_base,
+    prepare_saving,
+    record_base,
+    with_recorded_path,
+)
 
 __all__ = ["MOODPOTrainer"]
 
@@ -163,12 +173,14 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         check_data(reward_funcs, *datasets)
         model, tokenizer = _load(model, processing_class, args)
         check_model_lengths(model, args)
-        sft = known_base(model, base, start)
-        base = base or getattr(model.config, "_name_or_path", None) or None
+        sft = absolute_folder(known_base(model, base, start))
+        base = absolute_folder(base or getattr(model.config, "_name_or_path", None) or None)
+        start = absolute_folder(start)
         fresh = None
         if peft_config is not None:
             set_seed(args.seed)  # a fresh adapter is drawn from the global generator
             model, fresh = wrap_model(model, peft_config, dropout=not args.disable_dropout)
+        prepare_saving(model, tokenizer, base=base)
         if args.activation_checkpointing and args.activation_checkpointing_kwargs is None:
             # Reentrant checkpoints need inputs with gradients, which a frozen embedding has not.
             args.activation_checkpointing_kwargs = {"use_reentrant": False}
@@ -235,6 +247,15 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         )
         self.paths, self._reference_paths = self._find_paths()
         self._lookahead = self._make_lookahead() if args.async_rollouts else None
+        self._guard = NumberGuard(
+            panel.names,
+            normalizer=lambda: self.normalizer,
+            reduce=self._reduce,
+            scaler=lambda: self.accelerator.scaler,
+        )
+        self._watch = SignalWatch()
+        self.add_callback(self._guard)
+        self.add_callback(self._watch)
         self._replace_progress_bar()
 
     # ---- What the user calls ----
@@ -252,6 +273,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         Raises:
             ConfigError: If there is no complete checkpoint to resume from.
             ManifestError: If it is of a run that writes weights otherwise.
+            DivergenceError: If a loss, a gradient or a weight became NaN or infinite.
+            RewardError: If the run had no signal to learn from; its last step is saved.
         """
         if resume_from_checkpoint:
             folder, checkpoint = self.args.output_dir, resume_from_checkpoint
@@ -259,14 +282,22 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             self._restore_state(found)
             resume_from_checkpoint = str(found)
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             if self._lookahead is not None:
                 self._lookahead.close()
                 self._lookahead = self._make_lookahead()
+        if self._watch.failure is not None:
+            raise RewardError(self._watch.failure)
+        return result
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the adapter or model, with `moodpo.json` and a model card beside it."""
+        """Saves the adapter or model, with `moodpo.json` and a model card beside it.
+
+        Raises:
+            DivergenceError: If a trained weight is NaN or infinite; nothing is written.
+        """
+        check_savable_weights(self.model)
         super().save_model(output_dir, _internal_call=_internal_call)
         if _internal_call:
             # Remembered scores change how texts are batched, hence rounding: what is resumed from
@@ -280,6 +311,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             write_model_card(manifest, folder, steps=self.state.global_step)
             if _internal_call:
                 write_json(folder / STATE_NAME, partial)
+            record_base(folder, self._base)
+            share_files(folder)
 
     def manifest(self) -> RunManifest:
         """What `moodpo.json` says of this run."""
@@ -290,9 +323,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             conditioning=collector.conditioner.to_dict(),
             scalarization=args.scalarization,
             normalizer=self.normalizer.state_dict(),
-            reference=self.reference.describe(),
+            reference=with_recorded_path(self.reference.describe()),
             task=self._task,
-            base_model={"path": self._base, "start": self._start},
+            base_model=describe_base(self._base, start=self._start),
             sampling={
                 "max_prompt_length": args.max_prompt_length,
                 "max_new_tokens": args.max_new_tokens,
@@ -350,6 +383,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             self.normalizer.observe(self._gather(rollout.rewards).flatten(0, 1))
         pairs, statistics = self._pair(rollout)
         self._record_rollout("train", rollout, pairs, statistics)
+        self._watch_signal(statistics)
         self._teach_sampler(rollout)
         self._look_ahead(epoch_iterator, num_batches)
         return self._micro_batches(pairs, count), None
@@ -373,12 +407,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             loss = _zero_loss(model)
         else:
             loss = self._loss(model, batch, "train")
-            if not bool(loss.isfinite()):
-                raise DivergenceError(
-                    f"The loss is {loss.item()} at step {self.state.global_step}. The weights are "
-                    "still those of the step before. Lower learning_rate or raise beta, and resume "
-                    "from the last checkpoint."
-                )
+            self._guard.note_loss(loss, batch.pairs)
         return (loss, {}) if return_outputs else loss
 
     @torch.no_grad()
@@ -437,8 +466,11 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         if mode == "eval":
             means |= self._swept
             self._swept = {}
+        means = _with_deviations(means)
+        if mode == "train":
+            self._tell_alarms(means)
         # In place: evaluate() returns this very dictionary, and metric_for_best_model reads it.
-        logs.update({f"{prefix}{k}": v for k, v in _with_deviations(means).items()})
+        logs.update({f"{prefix}{k}": v for k, v in means.items()})
         super().log(logs, start_time)
         if self.state.is_world_process_zero:
             folder, step = Path(self.args.output_dir), self.state.global_step
@@ -704,6 +736,17 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
 
     # ---- Observation ----
 
+    def _watch_signal(self, statistics: PairStatistics) -> None:
+        names = ("labeled", "active", "undefined")
+        counts = torch.tensor([float(getattr(statistics, name)) for name in names])
+        self._watch.add_step(**dict(zip(names, self._reduce(counts).tolist(), strict=True)))
+
+    def _tell_alarms(self, means: Mapping[str, float]) -> None:
+        limit = self.args.max_new_tokens
+        for text in self._watch.pop_news(means, self.objectives, max_new_tokens=limit):
+            if self.state.is_world_process_zero:
+                logger.warning("%s", text)
+
     def _record_pairs(self, mode: str, pairs: PairBatch, scored: CompletionLogps) -> None:
         assert pairs.ref_logps is not None
         assert scored.entropies is not None
@@ -733,7 +776,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         metrics = self._metrics[mode]
         for k, name in enumerate(self.objectives):
             values = rollout.rewards[..., k]
-            metrics.add_values(f"objective/{name}/mean", values)
+            # Exact sums: of a constant reward the deviation must come out as 0.
+            metrics.add_values(f"objective/{name}/mean", values.double())
             metrics.add_values(f"objective/{name}/square", values.double() ** 2)
             if rollout.bounds is not None:
                 kept, asked = bounds_kept(rollout, k)
@@ -849,11 +893,13 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             "metrics": state,
             "normalizer": self.normalizer.state_dict(),
             "weight_sampler": self.collector.sampler.state_dict(),
+            "watch": self._watch.state_dict(),
         }
 
     def _restore_state(self, checkpoint: Path) -> None:
         check_continuation(RunManifest.load(checkpoint), self.manifest(), source=str(checkpoint))
         state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+        self._watch.load_state_dict(state.get("watch"))
         self.normalizer = Normalizer.from_state_dict(state["normalizer"])
         if self.collector.sampler.state_dict():
             self.collector.sampler.load_state_dict(state.get("weight_sampler", {}))
@@ -921,7 +967,7 @@ def _load(
     args: MOODPOConfig,
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     if isinstance(model, str):
-        model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        model = load_model(model, dtype=torch.float32)
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)  # type: ignore[union-attr]
     return model, tokenizer
