@@ -35,7 +35,7 @@ GATED = {**LAYERS, "intermediate_size": 24, "num_key_value_heads": 1}
 
 
 def gpt2(**rates):
-    small = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512}
+    small = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 1024}
     return GPT2LMHeadModel(GPT2Config(**small, **sizes(), **rates))
 
 
