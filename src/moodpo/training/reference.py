@@ -150,8 +150,8 @@ def make_reference(
         _check_apart(ref_model, model)
         _check_vocabulary(ref_model, model, "ref_model")
         return FrozenModel(ref_model, {"kind": "model", "path": _name(ref_model)})
-    record = {"kind": kind, "path": start or base, "sha256": start and hash_weights(start)}
     if kind == "initial":
+        record = {"kind": kind, "path": start or base, "sha256": start and hash_weights(start)}
         if _is_silent(model):
             return AdapterOff(model, record, agrees=True)
         return _as_it_is(model, record)
@@ -159,7 +159,7 @@ def make_reference(
         return _reference_from_path(kind, model, fresh)
     if not hasattr(model, "disable_adapter"):
         if start is None:
-            return _as_it_is(model, record)
+            return _as_it_is(model, {"kind": kind, "path": base, "sha256": None})
     elif start is None or fresh is None:
         return _base_under_adapter(model, base, start, fresh)
     if base is None:
