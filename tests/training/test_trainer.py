@@ -596,11 +596,18 @@ def test_trls_functions_train_on_conversations(tmp_path):
     """Messages and the policy's own tokens reach them as in TRL's trainers."""
     overlong = get_soft_overlong_punishment(12, 12)
     conversations = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+
+    def letters(completions, **_):  # the other two cannot tell this policy's answers apart
+        return [len(set(message["content"])) for (message,) in completions]
+
     trainer = make_trainer(
-        tmp_path, rewards=(think_format_reward, overlong), prompts=conversations, max_steps=1
+        tmp_path,
+        rewards=(think_format_reward, overlong, letters),
+        prompts=conversations,
+        max_steps=1,
     )
     trainer.train()
-    names = ("think_format_reward", "soft_overlong_punishment_reward")
+    names = ("think_format_reward", "soft_overlong_punishment_reward", "letters")
     assert trainer.objectives == names
     assert logged(trainer, f"objective/{names[0]}/mean") == [0.0]
     (mean,) = logged(trainer, f"objective/{names[1]}/mean")
