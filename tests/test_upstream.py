@@ -101,6 +101,20 @@ def test_trainer_hooks():
     assert {"logs", "start_time"} <= parameters(Trainer.log)
     assert {"output_dir", "_internal_call"} <= parameters(Trainer.save_model)
     assert {"args", "state", "control"} <= parameters(TrainerCallback.on_step_end)
+    assert {"eval_dataset", "ignore_keys", "metric_key_prefix"} <= parameters(Trainer.evaluate)
+    assert {"dataloader", "description", "metric_key_prefix"} <= parameters(Trainer.evaluation_loop)
+    loaders = (Trainer.get_train_dataloader, Trainer.get_eval_dataloader)
+    for loader in (*loaders, Trainer.get_test_dataloader):
+        assert "self._get_dataloader(" in inspect.getsource(loader)
+
+
+def test_what_accelerate_puts_before_the_batches_of_a_process():
+    from accelerate.data_loader import BatchSamplerShard
+
+    shard = BatchSamplerShard([[0, 1], [2], []], num_processes=1)
+    for name in ("batch_sampler", "num_processes", "process_index", "split_batches", "batch_size"):
+        assert hasattr(shard, name)
+    assert list(shard) == [[0, 1], [2], []]  # batches of any size pass through
 
 
 def test_the_wandb_callback_logs_into_a_run_that_exists():

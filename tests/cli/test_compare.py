@@ -37,7 +37,6 @@ def test_it_writes_and_prints_a_comparison(run, evaluations, tmp_path):
     assert [p["name"] for p in found["policies"]] == ["s0", "other"]
     assert "On one ruler" in outcome.out
     assert "Difference from s0" in outcome.out
-    assert f"s0          {evaluations / 's0/results.json'}" in outcome.err
 
 
 def test_one_result_is_no_comparison(run, evaluations):
@@ -46,42 +45,79 @@ def test_one_result_is_no_comparison(run, evaluations):
     assert "at least two" in outcome.err
 
 
-LAYOUTS = (
-    # What there is, what is given, and which file is read under which name.
-    (["a/results.json"], "a", ("a", "a/results.json")),
-    (["a/results.json"], "a/results.json", ("a", "a/results.json")),
-    (["a/evaluation/results.json"], "a", ("a", "a/evaluation/results.json")),
-    (["a/evaluation/results.json"], "a/evaluation", ("a", "a/evaluation/results.json")),
-    (["a/results.json", "a/evaluation/results.json"], "a", ("a", "a/evaluation/results.json")),
-    (["a/results.json", "a/evaluation/results.json"], "a/results.json", ("a", "a/results.json")),
-    (["a/results.json"], "mine=a", ("mine", "a/results.json")),
-    (["lr=1e-3/results.json"], "lr=1e-3", ("lr=1e-3", "lr=1e-3/results.json")),
-    (["r/lr=1/results.json"], "r/lr=1/results.json", ("lr=1", "r/lr=1/results.json")),
-    (["lr=1/evaluation/results.json"], "slow=lr=1", ("slow", "lr=1/evaluation/results.json")),
-    (["b/results.json"], "lr=1=b", ("lr=1", "b/results.json")),
-)
-
-
-@pytest.mark.parametrize(("there", "given", "expected"), LAYOUTS)
-def test_results_are_found_where_they_are_written_and_named_by_their_run(
-    there, given, expected, tmp_path, monkeypatch
-):
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Makes empty results where they are asked for, below the current folder."""
     monkeypatch.chdir(tmp_path)
-    for name in there:
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("{}")
-    ((name, file),) = name_results([given])
-    assert (name, str(file)) == expected
+
+    def make(*files):
+        for file in files:
+            path = tmp_path / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+
+    return make
 
 
-def test_refused_names(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text("{}")
-    a, b = tmp_path / "a", tmp_path / "b"
-    with pytest.raises(ConfigError, match="Two results are named 'a'"):
-        name_results([str(a), f"a={b}"])
-    for missing in (str(tmp_path), f"a={tmp_path}", "x=y=z"):
-        with pytest.raises(ConfigError, match="There are no results at"):
-            name_results([missing])
+LATER = "a/evaluation/results.json"
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "expected"),
+    [
+        # As `moodpo evaluate a` and training's own sweep leave them.
+        ([LATER], ["a"], [("a", LATER)]),
+        (["a/results.json"], ["a"], [("a", "a/results.json")]),
+        ([LATER, "a/results.json"], ["a"], [("a", LATER)]),
+        ([LATER, "a/results.json"], ["a/results.json"], [("a", "a/results.json")]),
+        ([LATER], ["a/evaluation"], [("a", LATER)]),
+        ([LATER], [LATER], [("a", LATER)]),
+        ([LATER], ["b=a"], [("b", LATER)]),
+        ([LATER], [f"b={LATER}"], [("b", LATER)]),
+        # Paths with "=".
+        (["lr=1/results.json"], ["lr=1"], [("lr=1", "lr=1/results.json")]),
+        (["r/lr=1/results.json"], ["r/lr=1/results.json"], [("lr=1", "r/lr=1/results.json")]),
+        (["r/lr=1/results.json"], ["b=r/lr=1/results.json"], [("b", "r/lr=1/results.json")]),
+        (["r/a=1/b=2/results.json"], ["c=r/a=1/b=2"], [("c", "r/a=1/b=2/results.json")]),
+        (["1/results.json", "x=1/results.json"], ["x=1"], [("x=1", "x=1/results.json")]),
+        (["1/results.json"], ["x=y=1"], [("x=y", "1/results.json")]),
+        # Runs of one name.
+        (
+            ["s0/a/results.json", "s1/a/evaluation/results.json", "b/results.json"],
+            ["s0/a", "s1/a", "b"],
+            [
+                ("s0/a", "s0/a/results.json"),
+                ("s1/a", "s1/a/evaluation/results.json"),
+                ("b", "b/results.json"),
+            ],
+        ),
+        (
+            ["r/a/results.json", "b/results.json"],
+            ["r/a", "a=b"],
+            [("r/a", "r/a/results.json"), ("a", "b/results.json")],
+        ),
+    ],
+)
+def test_names_and_files(results, files, given, expected):
+    results(*files)
+    assert [(name, str(file)) for name, file in name_results(given)] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a=one", "a=two"], "Two results are named 'a'"),
+        (["one", "one/results.json"], "Two results are named .*one"),
+        (["one", "three"], "There are no results at three"),
+        (["one", "a=three"], "There are no results at a=three"),
+    ],
+)
+def test_results_that_cannot_be_told_apart_or_found(results, given, message):
+    results("one/results.json", "two/results.json")
+    with pytest.raises(ConfigError, match=message):
+        name_results(given)
+
+
+def test_it_says_which_files_it_reads(run, evaluations, tmp_path):
+    outcome = run("compare", evaluations / "s0", evaluations / "s1", "--output_dir", tmp_path)
+    assert f"s0: {evaluations / 's0/results.json'}" in outcome.err

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from moodpo.cli.evaluate import bounds_lines, parse_thresholds
+from moodpo.cli.evaluate import _folder, _parser, bounds_lines, parse_thresholds
 from moodpo.errors import ConfigError
 
 
@@ -44,16 +45,18 @@ def test_the_default_folder_is_beside_the_policy(run, trained, flags):
     assert (trained / "evaluation" / "results.json").is_file()
 
 
-def test_a_model_folder_that_moodpo_did_not_write_is_only_read(
-    run, policy, flags, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    before = sorted(policy.iterdir())
-    rewards = ("--reward_models", "brevity", "detail", "--num_prompts", 1)
-    outcome = run("evaluate", policy, *flags, *rewards)
-    assert outcome.code == 0, outcome.err
-    assert sorted(policy.iterdir()) == before
-    assert (tmp_path / "outputs" / policy.name / "evaluation" / "results.json").is_file()
+def test_nothing_is_written_into_a_model_that_is_not_ours(policy, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(policy)
+    elsewhere = Path("outputs") / policy.name / "evaluation"
+    for name, expected in {
+        str(policy): elsewhere,
+        ".": elsewhere,
+        "org/name": Path("outputs/name/evaluation"),
+        str(trained): trained / "evaluation",
+    }.items():
+        assert _folder(_parser().read([name])) == expected
+    given = _parser().read([str(policy), "--output_dir", str(tmp_path)])
+    assert _folder(given) == tmp_path
 
 
 def test_weights_file_held_out_rewards_and_no_baseline(run, trained, flags, tmp_path):

@@ -155,3 +155,23 @@ def test_descriptions_lead_back_to_the_very_revision() -> None:
     assert specs == ["safe=harmless@abc", "t=faithful@def#score=margin", "b=brevity"]
     parsed: list[RewardSpec] = [parse_spec(spec) for spec in specs]
     assert [spec.pinned for spec in parsed] == ["abc", "def", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "folder"),
+    [
+        ("lr=1/rm", "rm", "lr=1/rm"),
+        ("lr=1/rm#like=helpful", "rm", "lr=1/rm"),
+        ("tone=lr=1/rm", "tone", "lr=1/rm"),
+        ("lr=./rm", "lr", "rm"),
+        ("lr=rm/sub", "lr", "rm/sub"),
+    ],
+)
+def test_a_folder_that_exists_may_hold_an_equals_sign(
+    text: str, name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for each in ("lr=1/rm", "rm/sub"):
+        (tmp_path / each).mkdir(parents=True)
+    spec = parse_spec(text)
+    assert (spec.kind, spec.name, spec.target) == ("model", name, str(tmp_path / folder))

@@ -21,6 +21,17 @@ def test_values_that_are_not_finite_do_not_count():
     assert store.pop_means() == {"r": 2.0}
 
 
+def test_a_process_that_lacks_a_metric_is_completed():
+    ours, theirs = MetricStore(), MetricStore()
+    ours.add("b", 1.0, 1)
+    theirs.add("a", 4.0, 2)
+    for store in (ours, theirs):
+        store.complete(["b", "a"])
+        assert list(store.state_dict()) == ["a", "b"]
+    assert ours.pop_means() == {"b": 1.0}
+    assert theirs.pop_means() == {"a": 2.0}
+
+
 def test_processes_are_reduced_as_one():
     ours, theirs = MetricStore(), MetricStore()
     ours.add("x", 1.0, 1)

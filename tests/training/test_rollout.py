@@ -1,6 +1,7 @@
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given
 
@@ -8,12 +9,14 @@ from moodpo.conditioning import Conditioner
 from moodpo.generation.base import Completion, SamplingConfig
 from moodpo.records import PromptBatch
 from moodpo.rewards import RewardPanel, load_rewards
+from moodpo.rewards.normalize import Normalizer
+from moodpo.training.pairs import build_pairs
 from moodpo.training.rollout import (
     RolloutCollector,
     derive_seed,
     draw_bounds,
 )
-from moodpo.training.samplers import DirichletSampler
+from moodpo.training.samplers import DirichletSampler, make_sampler
 
 NAMES = ("first", "second")
 
@@ -201,3 +204,44 @@ def test_rewards_never_see_the_bounds():
         make_batch([1, 2]), key=(0, "train", 1)
     )
     assert [prompts for prompts, _, _ in seen] == [["prompt 1"] * 2 + ["prompt 2"] * 2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "dirichlet"},
+        {"sampler": "corners", "relabel": "antithetic"},
+        {"sampler": "stratified", "relabel": "fresh", "num_relabels": 2, "weights_per_prompt": 2},
+        {"sampler": "front", "relabel": "antithetic", "bounds": True, "num_completions": 3},
+    ],
+    ids=lambda settings: settings["sampler"],
+)
+def test_a_process_without_prompts_asks_nobody_and_has_everything_else(settings):
+    settings = dict(settings)
+    seen: list = []
+    collector = make_collector(seen)
+    if settings.pop("bounds", False):
+        collector = bounded(collector)
+    sampler = make_sampler(settings.pop("sampler"), num_objectives=2)
+    collector = replace(collector, sampler=sampler, generator=None, **settings)
+    nothing = collector.collect(make_batch([]), key=(0,))
+    assert not seen
+    assert len(nothing) == 0
+    some = replace(collector, generator=EchoGenerator()).collect(make_batch([0, 1]), key=(0,))
+    for name in ("weights", "rewards", "finished", "relabel_weights", "bounds"):
+        expected, found = getattr(some, name), getattr(nothing, name)
+        assert (expected is None) == (found is None), name
+        if expected is not None:
+            assert (found.shape, found.dtype) == (expected[:0].shape, expected.dtype), name
+    sampler.observe(nothing.weights, nothing.rewards)
+    asked = {"normalizer": Normalizer("none", 2), "scalarization": "linear"}
+    pairs, statistics = build_pairs(nothing, encode=collector.encode, **asked)
+    others, _ = build_pairs(some, encode=collector.encode, **asked)
+    assert not any(asdict(statistics).values())
+    for field in fields(pairs):
+        found, expected = getattr(pairs, field.name), getattr(others, field.name)
+        if isinstance(expected, torch.Tensor):
+            assert (found.shape, found.dtype) == (expected[:0].shape, expected.dtype), field.name
+        else:
+            assert not found
+    assert len(pairs.select([])) == 0

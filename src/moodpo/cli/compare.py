@@ -11,7 +11,7 @@ from moodpo.errors import ConfigError
 
 __all__ = ["name_results", "run"]
 
-RESULTS, EVALUATION = "results.json", "evaluation"  # what `moodpo evaluate` writes, and where
+RESULTS, EVALUATION = "results.json", "evaluation"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
     args = _parser().read(argv)
     named = name_results(args.results)
     for name, file in named:
-        note(f"{name:<11} {file}")
+        note(f"{name}: {file}")
 
     from moodpo.evaluation.compare import compare, terminal_comparison, write_comparison
     from moodpo.evaluation.results import SweepResult
@@ -38,39 +38,60 @@ def name_results(given: Sequence[str]) -> list[tuple[str, Path]]:
     """Names and files of results.
 
     Args:
-        given: `results.json` files, or folders of a run or an evaluation, as PATH or NAME=PATH. Of
-            a run it is what `moodpo evaluate` wrote into it, else the sweep that ended training.
+        given: `results.json` files, or folders of a run or an evaluation, as PATH or NAME=PATH.
+            Of a run, what `moodpo evaluate` wrote into it counts, else what training ended with.
 
     Returns:
-        The name given, else that of the run's folder; distinct.
+        The name given, else that of the run's folder, with as many of the folders above it as
+        tell it from the others.
 
     Raises:
         ConfigError: If a file is missing or two have one name.
     """
-    named = [_named_file(text) for text in given]
-    names = [name for name, _ in named]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"Two results are named {repeated[0]!r}. Pass NAME=PATH.")
-    return named
+    found = [(name, _results_file(path, text)) for text in given for name, path in [_split(text)]]
+    names = _tell_apart([name or _run_folder(file) for name, file in found])
+    return list(zip(names, (file for _, file in found), strict=True))
 
 
-def _named_file(text: str) -> tuple[str, Path]:
-    """The name and the file of one argument; a path may hold "=" itself, and then wins."""
-    cuts = [0, *(place + 1 for place, letter in enumerate(text) if letter == "=")]
-    for cut in cuts:
-        if (file := _results_of(Path(text[cut:]).expanduser())) is not None:
-            return text[: max(0, cut - 1)] or _run_name(file), file
+def _split(text: str) -> tuple[str, Path]:
+    """The name given, or none, and the path: one that exists may hold a "=" itself."""
+    cuts = [i for i, character in enumerate(text) if character == "="]
+    for name, path in [("", text), *((text[:i], text[i + 1 :]) for i in cuts)]:
+        if path and Path(path).expanduser().exists():
+            return name, Path(path).expanduser()
+    name, _, path = text.rpartition("=")
+    return name, Path(path).expanduser()
+
+
+def _results_file(path: Path, text: str) -> Path:
+    for file in (path / EVALUATION / RESULTS, path / RESULTS, path):
+        if file.is_file():
+            return file
     raise ConfigError(f"There are no results at {text}. Run `moodpo evaluate` first.")
 
 
-def _results_of(path: Path) -> Path | None:
-    places = (path / EVALUATION / RESULTS, path / RESULTS) if path.is_dir() else (path,)
-    return next((place for place in places if place.is_file()), None)
-
-
-def _run_name(file: Path) -> str:
+def _run_folder(file: Path) -> Path:
+    """The folder of the run or evaluation that a results file is of."""
     folder = file.resolve().parent
-    return folder.parent.name if folder.name == EVALUATION else folder.name
+    return folder.parent if folder.name == EVALUATION else folder
+
+
+def _tell_apart(named: Sequence[str | Path]) -> list[str]:
+    """Given names as they are; folders by as many of their last parts as none else has."""
+    depths = [1] * len(named)
+    while True:
+        names = [
+            name if isinstance(name, str) else "/".join(name.parts[-depth:])
+            for name, depth in zip(named, depths, strict=True)
+        ]
+        repeated = [i for i, name in enumerate(names) if names.count(name) > 1]
+        longer = [i for i in repeated if depths[i] < len(getattr(named[i], "parts", ()))]
+        if not repeated:
+            return names
+        if not longer:
+            raise ConfigError(f"Two results are named {names[repeated[0]]!r}. Pass NAME=PATH.")
+        for i in longer:
+            depths[i] += 1
 
 
 def _parser() -> CommandParser:
@@ -83,7 +104,7 @@ def _parser() -> CommandParser:
         "results",
         nargs="+",
         metavar="RESULTS",
-        help="a run's folder, an evaluation's, or a results.json; NAME=PATH names it",
+        help="the folder of a run or an evaluation, or a results.json; NAME=PATH names it",
     )
     parser.add_argument(
         "--output_dir", default="outputs/comparison", metavar="DIR", help="default: %(default)s"

@@ -75,8 +75,9 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("A baseline is trained without lower bounds. Leave out --lower_bounds.")
     if not is_baseline(args.policy):
         asked_beside_weights(args, objectives)  # refuses bounds before anything loads
-    result = _evaluate(args, manifest, specs, objectives, prompts)
-    return _report(result, thresholds, _folder(args))
+    folder = _folder(args)
+    result = _evaluate(args, manifest, specs, objectives, prompts, folder)
+    return _report(result, thresholds, folder)
 
 
 def bounds_lines(result: SweepResult) -> list[str]:
@@ -165,7 +166,8 @@ def _parser() -> CommandParser:
     group.add_argument(
         "--output_dir",
         metavar="DIR",
-        help="default: POLICY/evaluation of what moodpo wrote, else outputs/NAME/evaluation",
+        help="default: POLICY/evaluation; for a model that moodpo did not train, "
+        "outputs/NAME/evaluation",
     )
     add_bounds_flag(parser)
     group.add_argument(
@@ -250,6 +252,7 @@ def _evaluate(
     specs: Sequence[str],
     objectives: Sequence[str],
     prompts: LoadedPrompts,
+    folder: Path,
 ) -> SweepResult:
     from moodpo.cli.after import spread_rows
     from moodpo.cli.outputs import sweep_progress
@@ -274,7 +277,6 @@ def _evaluate(
     if args.held_out_reward_models:
         held_out = RewardPanel(load_rewards(args.held_out_reward_models, **options))
     columns = {n: list(data[n]) for n in data.column_names if n != "prompt"}
-    folder = _folder(args)
     folder.mkdir(parents=True, exist_ok=True)
     note(f"sweep: {len(weights)} weight vectors × {len(data)} prompts of {prompts.report.source}")
     prompt_list, seen = list(data["prompt"]), {"seed": args.seed, "columns": columns}
@@ -343,9 +345,10 @@ def _folder(args: argparse.Namespace) -> Path:
     if args.output_dir is not None:
         return Path(args.output_dir).expanduser()
     policy = Path(args.policy).expanduser()
-    ours = is_baseline(args.policy) or (policy / MANIFEST_NAME).is_file()
-    # Somebody else's model folder is only read.
-    return (policy if ours else Path("outputs") / policy.resolve().name) / "evaluation"
+    if is_baseline(policy) or (policy / MANIFEST_NAME).is_file():
+        return policy / "evaluation"
+    # Nothing is written into a model folder that is not ours.
+    return Path("outputs") / (policy.resolve().name or "model") / "evaluation"
 
 
 def _report(result: SweepResult, thresholds: Mapping[str, float], folder: Path) -> int:

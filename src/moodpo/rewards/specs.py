@@ -202,7 +202,7 @@ def parse_spec(text: str) -> RewardSpec:
         RewardSpecError: If it is not of that form or names nothing known.
     """
     text = text.strip()
-    named = None if _folder(text).is_dir() else _NAMED.fullmatch(text)
+    named = None if _folder(_split_body(text)[0]).is_dir() else _NAMED.fullmatch(text)
     name, body = (named[1], named[2]) if named else (None, text)
     if not body:
         raise RewardSpecError("A reward spec is empty. Name a preset, function, folder or Hub id.")

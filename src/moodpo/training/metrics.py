@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-__all__ = ["MetricStore", "PhaseClock"]
+__all__ = ["MetricStore", "PhaseClock", "with_deviations"]
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -35,6 +35,14 @@ class MetricStore:
         """Adds the finite ones among values of any shape."""
         finite = values.isfinite()
         self.add(name, values.where(finite, torch.zeros_like(values)).sum(), finite.sum())
+
+    def complete(self, names: Iterable[str]) -> None:
+        """Adds no value to each name, so that processes can add up stores of the same names.
+
+        A process without a pair to train has fewer metrics than the others.
+        """
+        for name in names:
+            self.add(name, 0.0, 0)
 
     def pop_means(self, reduce: Reduce = lambda stacked: stacked) -> dict[str, float]:
         """All means since the last call, and forgets them.
@@ -65,6 +73,17 @@ class MetricStore:
         values = {n: [math.nan if v is None else v for v in pair] for n, pair in state.items()}
         self._sums = {n: total for n, (total, _) in values.items()}
         self._counts = {n: count for n, (_, count) in values.items()}
+
+
+def with_deviations(means: Mapping[str, float]) -> dict[str, float]:
+    """Turns the mean square of each objective into its standard deviation."""
+    result = dict(means)
+    for name in means:
+        if name.startswith("objective/") and name.endswith("/square"):
+            stem = name.removesuffix("/square")
+            variance = result.pop(name) - means[f"{stem}/mean"] ** 2
+            result[f"{stem}/std"] = max(variance, 0.0) ** 0.5
+    return result
 
 
 class PhaseClock:

@@ -149,6 +149,8 @@ def build_pairs(
     Returns:
         The active pairs, labeling by labeling, and counts of all.
     """
+    if not len(rollout):
+        return _no_pairs(rollout.rewards.shape[-1]), _statistics([])
     pool = _pool(rollout, normalizer)
     labels = label_weights(rollout)  # [B, L, K]
     utilities = label_utilities(
@@ -182,6 +184,22 @@ def build_pairs(
         candidates=candidates,
         relabeled=~own,
     ), _statistics(pairings)
+
+
+def _no_pairs(num_objectives: int) -> PairBatch:
+    none = torch.zeros(0, dtype=torch.int64)
+    return PairBatch(
+        prompt_ids=[],
+        completion_ids=[],
+        weights=torch.zeros(0, num_objectives),
+        rewards=torch.zeros(0, 2, num_objectives),
+        utilities=torch.zeros(0, 2),
+        votes=torch.zeros(0, 2),
+        rows=none,
+        labelings=none,
+        candidates=none.view(0, 2),
+        relabeled=torch.zeros(0, 2, dtype=torch.bool),
+    )
 
 
 def _pool(rollout: RolloutBatch, normalizer: Normalizer) -> _Candidates:
@@ -238,9 +256,9 @@ def _statistics(pairings: list[Pairing]) -> PairStatistics:
     def count(name: str) -> int:
         return sum(int(getattr(p, name).sum()) for p in pairings)
 
-    first, others = pairings[0], pairings[1:]
-    both = [first.active & other.active for other in others]
-    flips = [(first.chosen != o.chosen) & b for o, b in zip(others, both, strict=True)]
+    others = pairings[1:]
+    both = [pairings[0].active & other.active for other in others]
+    flips = [(pairings[0].chosen != o.chosen) & b for o, b in zip(others, both, strict=True)]
     return PairStatistics(
         labeled=sum(len(p.active) for p in pairings),
         active=count("active"),

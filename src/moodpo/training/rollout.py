@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from moodpo.conditioning import Conditioner
-from moodpo.generation.base import Generator, SamplingConfig
+from moodpo.generation.base import Completion, Generator, SamplingConfig
 from moodpo.generation.tokens import completion_text
 from moodpo.preferences import BoundRange, round_bound
 from moodpo.records import Prompt, PromptBatch, RolloutBatch, TokenIds
@@ -115,7 +115,8 @@ class RolloutCollector:
             first: How many prompts of the run come before this global batch.
 
         Returns:
-            The rollout, rewards raw.
+            The rollout, rewards raw. Without prompts nothing is sampled, and no reward is asked:
+            another process may have the last ones of an epoch.
         """
         M = self.weights_per_prompt
         sampled, further = self._weights(batch.indices, key, first)  # [B, M, K], [B, N, K] or None
@@ -126,27 +127,37 @@ class RolloutCollector:
             for i, (prompt, row) in enumerate(zip(prompts, weights, strict=True))
         ]
         with self.phase("generate"):
-            completions = self.generator.generate(
-                prompt_ids,
-                sampling=self.sampling,
-                num_completions=self.num_completions,
-                seeds=[derive_seed(*key, "y", *at) for at in self._positions(batch.indices, M)],
-            )
+            completions = self._complete(batch, prompt_ids, key)
         token_ids = [tuple(c.token_ids for c in row) for row in completions]
         texts = [tuple(completion_text(self.tokenizer, c) for c in row) for row in completions]
         with self.phase("score"):
             rewards = self.score(batch, texts, token_ids)
+        ended = [[c.finished for c in row] for row in completions]
         return RolloutBatch(
             prompts=prompts,
             weights=weights,
             prompt_ids=prompt_ids,
             completion_ids=token_ids,
             completions=texts,
-            finished=torch.tensor([[c.finished for c in row] for row in completions]),
+            finished=torch.tensor(ended, dtype=torch.bool).view(-1, self.num_completions),
             rewards=rewards,
             weights_per_prompt=M,
             relabel_weights=further,
             bounds=bounds,
+        )
+
+    def _complete(
+        self, batch: PromptBatch, prompt_ids: list[TokenIds], key: tuple[int | str, ...]
+    ) -> list[tuple[Completion, ...]]:
+        """The completions `B * M x g` of conditioned prompts."""
+        if not prompt_ids:
+            return []
+        at = self._positions(batch.indices, self.weights_per_prompt)
+        return self.generator.generate(
+            prompt_ids,
+            sampling=self.sampling,
+            num_completions=self.num_completions,
+            seeds=[derive_seed(*key, "y", *place) for place in at],
         )
 
     def score(
@@ -156,6 +167,8 @@ class RolloutCollector:
         token_ids: Sequence[Sequence[TokenIds]],
     ) -> Tensor:
         """Raw rewards `[B * M, g, K]` of interleaved completions, one pass per reward."""
+        if not texts:
+            return torch.zeros(0, self.num_completions, len(self.panel))
         repeat = range(self.weights_per_prompt * self.num_completions)
         columns = {
             name: [v for v in values for _ in repeat] for name, values in batch.columns.items()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -65,8 +66,9 @@ from moodpo.training.datasets import (
 from moodpo.training.dropout import Dropouts, seeded, warn_of_noise
 from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.guard import NumberGuard, check_savable_weights
+from moodpo.training.interlude import interlude
 from moodpo.training.lookahead import Lookahead, replicate
-from moodpo.training.metrics import MetricStore, PhaseClock
+from moodpo.training.metrics import MetricStore, PhaseClock, with_deviations
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
 from moodpo.training.pairs import (
     PairStatistics,
@@ -89,6 +91,8 @@ from moodpo.training.savable import (
     record_base,
     with_recorded_path,
 )
+from moodpo.training.schedule import ScheduleCallback
+from moodpo.training.sharding import gather_rows, places, share, share_prompts
 
 __all__ = ["MOODPOTrainer"]
 
@@ -132,9 +136,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         start: The checkpoint that `model`'s trained weights come from, if any.
         base: Path or id of the SFT model; by default the model's own name.
         task: Name of the task preset, for `moodpo.json`.
-        sweep: Called by `evaluate()` with this trainer; what it returns joins the metrics as
-            `eval_NAME`. The command line passes a sweep over weights, which gives
-            `eval_hypervolume` and `eval_steerability`.
+        sweep: Called once by each `evaluate()` with this trainer, unless it is asked for another
+            `metric_key_prefix`; what it returns joins the metrics as `eval_NAME`. The command line
+            passes a sweep over weights, which gives `eval_hypervolume` and `eval_steerability`.
         callbacks: As in `transformers.Trainer`.
         optimizers: As in `transformers.Trainer`.
 
@@ -187,7 +191,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         fuse_lora(model)
         self._metrics = {"train": MetricStore(), "eval": MetricStore()}
         self._samples: list[dict[str, Any]] = []
-        self._eval_position = 0
+        self._eval_position, self._apart = 0, False
         self._sweep, self._swept = sweep, dict[str, float]()
         self._lineage, self._task, self._base, self._start = tuple(lineage), task, base, start
         super().__init__(
@@ -257,6 +261,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self.add_callback(self._guard)
         self.add_callback(self._watch)
         self._replace_progress_bar()
+        self.add_callback(ScheduleCallback())
 
     # ---- What the user calls ----
 
@@ -369,10 +374,18 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
 
     # ---- Hooks of transformers.Trainer ----
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Behind all three loaders: none repeats a prompt, however many processes share them."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        return share_prompts(loader, self.args.world_size, self.args.process_index)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, MicroBatch]], None]:
         """One optimizer step's prompts in; its scored, paired and referenced micro-batches out."""
+        if self.state.global_step >= self.state.max_steps:  # resumed where training ends
+            self.control.should_training_stop = True
+            return [], None
         self._try_reference_once()
         self._passes = itertools.count()
         self._calibrate_once()
@@ -419,24 +432,18 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
         """A rollout on held-out prompts: the same weights and seeds at every evaluation."""
-        self._calibrate_once()
-        size = len(inputs["prompts"])
-        first = self._eval_position + self.args.process_index * size
-        self._eval_position += size * self.args.world_size
-        prompts = PromptBatch(
-            prompts=inputs["prompts"],
-            indices=range(first, first + size),
-            columns=inputs["columns"],
-        )
+        prompts = self._prompt_batch([inputs], first=self._eval_position)
+        self._eval_position += int(self._reduce(torch.tensor(len(prompts))))
         rollout = self._collect(prompts, (self.args.seed, "eval"), constant=True)
         pairs, statistics = self._pair(rollout, "eval")
         self._record_rollout("eval", rollout, pairs, statistics)
         if not len(pairs):
             return torch.tensor(float("nan"), device=self.args.device), None, None
-        batch = self._micro_batch(pairs, range(len(pairs)), 1 / len(pairs))
+        batch = self._micro_batch(pairs, range(len(pairs)), 1.0)
         with self.accelerator.autocast():
-            loss = self._loss(model, batch, "eval")
-        return loss.detach(), None, None
+            total = self._loss(model, batch, "eval").detach()
+        self._metrics["eval"].add("loss", total, len(pairs))
+        return total / len(pairs), None, None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As `transformers.Trainer.get_eval_dataloader`; what is passed is checked and fitted."""
@@ -447,30 +454,61 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         """As `transformers.Trainer.get_test_dataloader`; the data set is checked and fitted."""
         return super().get_test_dataloader(self._fit(test_dataset))
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As `transformers.Trainer.evaluate`, with every training metric on held-out prompts."""
-        self._eval_position = 0
-        if self._lookahead is not None:
-            self._lookahead.wait()  # rewards answer one at a time
-        if self._sweep is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                self._swept = dict(self._sweep(self))
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As `transformers.Trainer.evaluate`, with every training metric on held-out prompts.
+
+        Training goes on as if there had been no evaluation.
+        """
+        with self._set_apart():
+            if metric_key_prefix == "eval":
+                self._swept = self._run_sweep()
+            metrics: dict[str, float] = super().evaluate(
+                eval_dataset, ignore_keys, metric_key_prefix
+            )
+            if metric_key_prefix == "eval" and self._swept:  # of several data sets none took it
+                swept = self._pop_swept()
+                self.log(dict(swept))
+                metrics |= swept
         return metrics
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer.predict`: no predictions, but every metric, as `test_NAME`."""
+        with self._set_apart():
+            return super().predict(*args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As `transformers.Trainer.evaluation_loop`, with our metrics under the same prefix.
+
+        The loss is the mean over all active pairs, NaN where there is none.
+        """
+        self._metrics["eval"], self._eval_position = MetricStore(), 0
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        means = {"loss": float("nan"), **self._pop_means("eval")}
+        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in means.items()})
+        if metric_key_prefix == "eval":
+            output.metrics.update(self._pop_swept())
+        return output
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds our metrics, reduced over processes in one go, and the sample completions."""
-        mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
-        means = self._metrics[mode].pop_means(self._reduce)
-        prefix = "eval_" if mode == "eval" else ""
-        if mode == "eval":
-            means |= self._swept
-            self._swept = {}
-        means = _with_deviations(means)
-        if mode == "train":
+        """Adds training's metrics, reduced over processes in one go, and the sample completions."""
+        if not self._apart:
+            means = self._pop_means("train")
             self._tell_alarms(means)
-        # In place: evaluate() returns this very dictionary, and metric_for_best_model reads it.
-        logs.update({f"{prefix}{k}": v for k, v in means.items()})
+            logs.update(means)
         super().log(logs, start_time)
         if self.state.is_world_process_zero:
             folder, step = Path(self.args.output_dir), self.state.global_step
@@ -502,6 +540,36 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self.fast_paths = "; ".join(said)
         logger.info("Fast paths: %s", self.fast_paths)
         return policy, reference
+
+    # ---- Evaluation ----
+
+    @contextmanager
+    def _set_apart(self) -> Iterator[None]:
+        """What happens within touches nothing that training goes on with, and logs none of it."""
+        self._calibrate_once()
+        if self._lookahead is not None:
+            self._lookahead.wait()  # rewards answer one at a time
+        outside = self._apart, self._samples
+        self._apart, self._samples = True, []
+        try:
+            with interlude(self.model, self.collector.panel, self.clock):
+                yield
+        finally:
+            self._apart, self._samples = outside
+
+    def _run_sweep(self) -> dict[str, float]:
+        if self._sweep is None:
+            return {}
+        with torch.no_grad(), self.accelerator.autocast():
+            return dict(self._sweep(self))
+
+    def _pop_swept(self) -> dict[str, float]:
+        swept, self._swept = self._swept, {}
+        return {f"eval_{name}": value for name, value in swept.items()}
+
+    def _pop_means(self, mode: str) -> dict[str, float]:
+        self._complete(self._metrics[mode])
+        return with_deviations(self._metrics[mode].pop_means(self._reduce))
 
     # ---- One optimizer step ----
 
@@ -593,21 +661,19 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             label_temperature=self.args.label_temperature,
             encode=self.collector.encode,
         )
-        pairs = self._widest(pairs, statistics.labeled)
+        pairs = self._widest(pairs)
         with self.clock("reference"), torch.no_grad():
             if self.args.relabel_min_importance > 0:
                 pairs = self._likely(pairs, rollout, mode)
             pairs = replace(pairs, ref_logps=self._reference_logps(pairs))
         return pairs, statistics
 
-    def _widest(self, pairs: PairBatch, labeled: int) -> PairBatch:
+    def _widest(self, pairs: PairBatch) -> PairBatch:
         """The pairs of widest utility gap, by a threshold over all processes."""
         if self.args.pair_fraction >= 1:
             return pairs
-        gaps = torch.full((labeled,), float("nan"))  # as long on every process, to be gathered
         own = (pairs.utilities[:, 0] - pairs.utilities[:, 1]).abs()  # [P]
-        gaps[: len(own)] = own
-        threshold = gap_threshold(self._gather(gaps), self.args.pair_fraction)
+        threshold = gap_threshold(self._gather(own), self.args.pair_fraction)
         return pairs.select((own >= threshold).nonzero().flatten().tolist())
 
     def _likely(self, pairs: PairBatch, rollout: RolloutBatch, mode: str) -> PairBatch:
@@ -795,7 +861,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         truncated = (~rollout.finished).sum().item()
         metrics.add("completions/truncated", truncated, len(lengths))
         self._record_time(mode, sum(lengths))
-        if self.args.log_completions and not self._samples:
+        if self.args.log_completions and len(rollout) and not self._samples:
             self._samples = sample_rows(
                 rollout,
                 pairs,
@@ -869,10 +935,9 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             len(dataset),
             generator=torch.Generator().manual_seed(derive_seed(self.args.seed, "calibrate")),
         ).tolist()
-        world, rank = self.args.world_size, self.args.process_index
-        share = max(1, min(self.args.calibration_prompts, len(dataset)) // world)
-        positions = range(rank, share * world, world)
-        batch = _collate([dataset[order[p % len(order)]] for p in positions])
+        count = max(1, min(self.args.calibration_prompts, len(dataset)))
+        positions = share(range(count), self.args.world_size, self.args.process_index)
+        batch = _collate([dataset[order[p]] for p in positions])
         prompts = PromptBatch(indices=positions, **batch)
         with self.reference.active() as model:
             collector = self.collector
@@ -884,6 +949,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
 
     def _reduced_state(self) -> dict[str, Any]:
         store = self._metrics["train"]
+        self._complete(store)
         state = store.state_dict()
         if self.args.world_size > 1 and state:
             stacked = torch.tensor([state[n] for n in sorted(state)], dtype=torch.float64)
@@ -911,27 +977,29 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
 
     # ---- Processes and devices ----
 
-    def _prompt_batch(self, batches: Sequence[dict[str, Any]]) -> PromptBatch:
-        """Joins a step's batches; positions count over processes as one process would."""
-        world, rank = self.args.world_size, self.args.process_index
-        indices: list[int] = []
-        offset = 0
-        for batch in batches:
-            size = len(batch["prompts"])
-            indices.extend(range(offset + rank * size, offset + (rank + 1) * size))
-            offset += size * world
-        names = batches[0]["columns"]
+    def _prompt_batch(self, batches: Sequence[dict[str, Any]], *, first: int = 0) -> PromptBatch:
+        """Joins batches, of which every process has as many; positions count over processes."""
+        sizes = self._gather(torch.tensor([[len(batch["prompts"]) for batch in batches]]))  # [W, R]
+        filled = [batch for batch in batches if batch["prompts"]]
+        names = filled[0]["columns"] if filled else ()
         return PromptBatch(
-            prompts=[p for batch in batches for p in batch["prompts"]],
-            indices=indices,
-            columns={n: [v for batch in batches for v in batch["columns"][n]] for n in names},
+            prompts=[p for batch in filled for p in batch["prompts"]],
+            indices=[first + place for place in places(sizes, self.args.process_index)],
+            columns={n: [v for batch in filled for v in batch["columns"][n]] for n in names},
         )
 
     def _gather(self, values: Tensor) -> Tensor:
+        """The rows of all processes, each of which may bring another number of them."""
         if self.args.world_size == 1:
             return values
-        gathered: Tensor = self.accelerator.gather(values.to(self.args.device))
-        return gathered.cpu()
+        return gather_rows(
+            values, lambda rows: self.accelerator.gather(rows.to(self.args.device)).cpu()
+        )
+
+    def _complete(self, store: MetricStore) -> None:
+        """Gives a store the metrics that only other processes have: sums are added up in order."""
+        if self.args.world_size > 1:
+            store.complete(gather_object(sorted(store.state_dict())))
 
     def _reduce(self, values: Tensor) -> Tensor:
         if self.args.world_size == 1:
@@ -974,7 +1042,7 @@ def _load(
 
 
 def _collate(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    names = [name for name in features[0] if name != "prompt"]
+    names = [name for name in features[0] if name != "prompt"] if features else []
     return {
         "prompts": [row["prompt"] for row in features],
         "columns": {name: [row[name] for row in features] for name in names},
@@ -993,17 +1061,6 @@ def _zero_loss(model: nn.Module) -> Tensor:
         return model(input_ids=token, use_cache=False).logits.float().sum() * 0.0  # type: ignore[no-any-return]
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.stack([p.flatten()[0] * 0.0 for p in trained]).sum()
-
-
-def _with_deviations(means: Mapping[str, float]) -> dict[str, float]:
-    """Turns the mean square of each objective into its standard deviation."""
-    result = dict(means)
-    for name in means:
-        if name.startswith("objective/") and name.endswith("/square"):
-            stem = name.removesuffix("/square")
-            variance = result.pop(name) - means[f"{stem}/mean"] ** 2
-            result[f"{stem}/std"] = max(variance, 0.0) ** 0.5
-    return result
 
 
 def _versions() -> dict[str, str]:
