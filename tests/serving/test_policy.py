@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from moodpo.conditioning import Conditioner
 from moodpo.errors import ConfigError, DataError, GenerationError, ManifestError, WeightsError
@@ -288,6 +289,39 @@ def test_the_base_answers_under_the_same_instruction(adapter, base, dtype):
     assert policy.sample(PROMPTS, **request) != expected  # and the adapter is on again
     assert ours.describe()["kind"] == "base"
     assert ours.objectives == policy.objectives
+
+
+def model_with_biases():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tiny_tokenizer()), **sizes, **heads)).eval()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bias": "all"}, {"bias": "lora_only"}, {"init_lora_weights": "pissa"}]
+)
+def test_an_adapter_whose_base_is_not_under_it_is_compared_with_the_model_on_disk(
+    settings, tmp_path
+):
+    model_with_biases().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **settings)
+    model = get_peft_model(model_with_biases(), config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    policy = SteerablePolicy(model, tiny_tokenizer(), CONDITIONER, base=str(tmp_path))
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = model_with_biases()(ids).logits
+        assert torch.allclose(policy.base_policy().model(ids).logits, expected, atol=1e-5)
+    unknown = SteerablePolicy(model, tiny_tokenizer(), CONDITIONER)
+    answers = [Answer("", (1,), True)] * len(PROMPTS)
+    assert unknown.kl_to_reference(PROMPTS, EVEN, answers) is None
+    with pytest.raises(ManifestError, match="Name a baseline"):
+        unknown.base_policy()
 
 
 def test_a_policy_of_unknown_origin_has_no_base(base):

@@ -33,6 +33,7 @@ from moodpo.prompts import as_prompts
 from moodpo.records import Answer, Prompt, TokenIds, prompt_text
 from moodpo.serving.files import BASE_REMEDY, PolicyFiles, find_policy, locate_base, recorded_base
 from moodpo.serving.merging import merge_adapter
+from moodpo.training.adapters import rewrites_base
 from moodpo.training.limits import check_ranges
 from moodpo.training.rollout import derive_seed
 
@@ -287,7 +288,7 @@ class SteerablePolicy:
             N values in nats; None where the model before training is not known, or the tokens of
             an answer are not: a text alone does not say how it ended.
         """
-        if not hasattr(self.model, "disable_adapter") and self._base is None:
+        if not self._holds_base and self._base is None:
             return None
         sampled = [None if isinstance(answer, str) else answer.token_ids for answer in answers]
         token_ids = [ids for ids in sampled if ids is not None]
@@ -366,9 +367,21 @@ class SteerablePolicy:
     def _linear_head(self) -> bool:
         return head_is_linear(self.model)
 
+    @property
+    def _holds_base(self) -> bool:
+        """Whether the model before training is left where an adapter is switched off.
+
+        Not where it trained the base model's own biases, or began by rewriting what lies under it.
+        """
+        configs: Any = getattr(self.model, "peft_config", {})
+        return hasattr(self.model, "disable_adapter") and not any(
+            rewrites_base(config) or getattr(config, "bias", "none") != "none"
+            for config in configs.values()
+        )
+
     @cached_property
     def _reference(self) -> SteerablePolicy:
-        if hasattr(self.model, "disable_adapter"):
+        if self._holds_base:
             return _WithoutAdapter(self)
         if self._base is None:
             raise ManifestError(
