@@ -309,6 +309,15 @@ def test_resuming_ends_where_an_uninterrupted_run_does(run, trained, train_flags
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     first = load_file(trained / "checkpoint-1" / "adapter_model.safetensors")
     assert any((first[name] != theirs[name]).any() for name in theirs)  # it did train
+    # Killed after its last step: what was not written yet is written, and nothing trained again.
+    for name in ("adapter_model.safetensors", "moodpo.json"):
+        (folder / name).unlink()
+    outcome = run("train", *flags, "--resume_from_checkpoint", "True")
+    assert "Done: 2 steps" in outcome.out, outcome.err
+    ours = load_file(folder / "adapter_model.safetensors")
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert RunManifest.load(folder).training["steps"] == 2
+    assert not (folder / "checkpoint-3").exists()
 
 
 def test_a_run_is_not_overwritten_by_accident(run, trained, train_flags, tmp_path):

@@ -73,7 +73,9 @@ CASES = [
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
-@pytest.mark.parametrize(("base", "settings", "tied"), CASES, ids=lambda v: getattr(v, "__name__", None) or str(v))
+@pytest.mark.parametrize(
+    ("base", "settings", "tied"), CASES, ids=lambda v: getattr(v, "__name__", None) or str(v)
+)
 def test_merged_equals_unmerged_in_memory_and_on_disk(tmp_path, base, settings, tied):
     model = adapted(base(), **settings)
     expected = logits(model)

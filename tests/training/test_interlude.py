@@ -8,7 +8,9 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from moodpo.training.interlude import random_state_kept
+from moodpo.rewards import RewardPanel
+from moodpo.training.interlude import interlude, random_state_kept
+from moodpo.training.metrics import PhaseClock
 from tiny_policies import tiny_model
 from tiny_trainers import PROMPTS, assert_same, capitals, logged, make_trainer, parameters, vowels
 
@@ -26,6 +28,42 @@ def test_random_numbers_go_on_as_if_nothing_had_been_drawn():
     with random_state_kept():
         assert draw() == expected
     assert draw() == expected
+
+
+class Cutter:
+    """A reward that cuts one of every two texts."""
+
+    name = "cutter"
+
+    def __init__(self):
+        self.texts = 0
+
+    def score(self, prompts, completions, columns=None):
+        self.texts += len(completions)
+        return [0.0] * len(completions)
+
+    def pop_cuts(self):
+        texts, self.texts = self.texts, 0
+        return texts // 2, texts
+
+    def describe(self):
+        return {"name": self.name, "kind": "object"}
+
+
+def test_what_is_counted_within_is_not_counted_outside():
+    panel, clock, model = RewardPanel([Cutter()]), PhaseClock(), torch.nn.Dropout()
+    cache = panel.cache
+    panel.score(["p"] * 4, ["c"] * 4)
+    clock.seconds["train"] = 2.0
+    with interlude(model, panel, clock):
+        model.eval()
+        assert panel.pop_cuts() == (0, 0)
+        panel.score(["p"] * 6, ["c"] * 6)
+        clock.seconds["train"] = 3.0
+        assert panel.cache is not cache
+    assert (panel.cache, clock.seconds, model.training) == (cache, {"train": 2.0}, True)
+    assert panel.pop_cuts() == (2, 4)
+    assert panel.pop_cuts() == (0, 0)
 
 
 def noisy(completions, **_):

@@ -27,7 +27,7 @@ def test_a_process_that_lacks_a_metric_is_completed():
     theirs.add("a", 4.0, 2)
     for store in (ours, theirs):
         store.complete(["b", "a"])
-        assert list(store.state_dict()) == ["a", "b"]
+        assert store.names == list(store.state_dict()) == ["a", "b"]
     assert ours.pop_means() == {"b": 1.0}
     assert theirs.pop_means() == {"a": 2.0}
 

@@ -63,6 +63,7 @@ class RewardPanel:
         self.rewards = tuple(rewards)
         self.cache = ScoreCache() if cache is None else cache
         self.names = tuple(reward.name for reward in self.rewards)
+        self._carried_cuts = (0, 0)
         if repeated := [name for name, count in Counter(self.names).items() if count > 1]:
             raise RewardSpecError(
                 f"Two rewards are named {repeated[0]!r}. Name one of them differently, as in "
@@ -101,7 +102,13 @@ class RewardPanel:
     def pop_cuts(self) -> tuple[int, int]:
         """How many inputs of models were cut to fit, out of how many read; starts anew."""
         counts = [reward.pop_cuts() for reward in self.rewards if hasattr(reward, "pop_cuts")]
+        counts.append(self._carried_cuts)
+        self._carried_cuts = (0, 0)
         return sum(cut for cut, _ in counts), sum(read for _, read in counts)
+
+    def carry_cuts(self, cut: int, read: int) -> None:
+        """Gives popped counts back: the next `pop_cuts` counts them too."""
+        self._carried_cuts = (self._carried_cuts[0] + cut, self._carried_cuts[1] + read)
 
     def _score(
         self,

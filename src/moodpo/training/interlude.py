@@ -41,15 +41,18 @@ def interlude(model: nn.Module, panel: RewardPanel, clock: PhaseClock) -> Iterat
 
     Args:
         model: The policy; its mode is kept.
-        panel: The rewards; scores remembered within are not known outside, nor the reverse.
+        panel: The rewards; scores remembered within are not known outside, nor the reverse, and
+            what was cut within is not counted outside.
         clock: Seconds within are not counted outside.
     """
-    training, cache, seconds = model.training, panel.cache, clock.pop()
+    training, cache, seconds, cuts = model.training, panel.cache, clock.pop(), panel.pop_cuts()
     panel.cache = ScoreCache(cache.max_entries)
     try:
         with random_state_kept():
             yield
     finally:
         panel.cache = cache
+        panel.pop_cuts()
+        panel.carry_cuts(*cuts)
         clock.seconds = seconds
         model.train(training)

@@ -36,6 +36,11 @@ class MetricStore:
         finite = values.isfinite()
         self.add(name, values.where(finite, torch.zeros_like(values)).sum(), finite.sum())
 
+    @property
+    def names(self) -> list[str]:
+        """What was added since the last `pop_means`, sorted."""
+        return sorted(self._sums)
+
     def complete(self, names: Iterable[str]) -> None:
         """Adds no value to each name, so that processes can add up stores of the same names.
 
@@ -55,7 +60,7 @@ class MetricStore:
         """
         if not self._sums:
             return {}
-        names = sorted(self._sums)
+        names = self.names
         stacked = torch.tensor(
             [[float(self._sums[n]), float(self._counts[n])] for n in names], dtype=torch.float64
         )

@@ -999,7 +999,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
     def _complete(self, store: MetricStore) -> None:
         """Gives a store the metrics that only other processes have: sums are added up in order."""
         if self.args.world_size > 1:
-            store.complete(gather_object(sorted(store.state_dict())))
+            store.complete(gather_object(store.names))
 
     def _reduce(self, values: Tensor) -> Tensor:
         if self.args.world_size == 1:
