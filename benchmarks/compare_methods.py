@@ -1,6 +1,6 @@
 """Methods: one steerable policy against prompting, Rewarded Soups, fixed weights and RiC.
 
-Run by hand: `python benchmarks/compare_methods.py --completions 1280 --threads 2`. Every method
+Run by hand: `python benchmarks/compare_methods.py --threads 2`. Every method
 starts from the same base model, adapters, rewards and prompts, and may sample as many completions
 in training as the others: a method of several policies divides them (`--envelope` gives every
 fixed-weight policy the whole budget instead). `--minutes` ends each method's training early. All
