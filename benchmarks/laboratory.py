@@ -83,6 +83,7 @@ from moodpo.training.config import MOODPOConfig
 from moodpo.training.trainer import MOODPOTrainer
 
 LENGTH = 4  # tokens of a completion
+POSITIONS = 256  # of the model: far more than a prompt and a completion need
 LETTERS = "abcdefghijklmno"  # answer tokens, as many as a problem needs
 NAMES = "ABCDE"  # of objectives
 PROMPT = "?"
@@ -235,7 +236,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=special[0], eos_token=special[1], model_max_length=256
+        tokenizer_object=core,
+        pad_token=special[0],
+        eos_token=special[1],
+        model_max_length=POSITIONS,
     )
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}:"
     return tokenizer
@@ -253,7 +257,7 @@ def make_model(*, seed: int, hidden_size: int = 64, num_layers: int = 2) -> Llam
                 num_hidden_layers=num_layers,
                 num_attention_heads=4,
                 num_key_value_heads=4,
-                max_position_embeddings=256,
+                max_position_embeddings=POSITIONS,
                 initializer_range=0.1,
                 pad_token_id=0,
                 bos_token_id=None,
@@ -350,6 +354,7 @@ def make_trainer(
             max_steps=args.steps,
             per_device_train_batch_size=max(1, 2 * args.batch_size // completions),
             generation_batch_size=GENERATED_AT_ONCE,
+            max_prompt_length=POSITIONS // 2,
             seed=seed,
             report_to="none",
             save_strategy="no",
