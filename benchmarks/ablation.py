@@ -427,7 +427,10 @@ def draw_fronts(folder: Path, path: str, completions: int) -> None:
         (name, Series(name=name, objectives=base.objectives, weights=weights, rewards=rewards))
         for name, weights, rewards in fronts
     ]
-    caption = "Means over training seeds; bars: 95 % bootstrap intervals over them."
+    seeds = max(rewards.shape[1] for _, _, rewards in fronts)
+    caption = "One training seed each."
+    if seeds > 1:
+        caption = f"Means over {seeds} training seeds; bars: 95 % bootstrap intervals over them."
     plot_front(series, path, caption=caption)
 
 
