@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 from moodpo.errors import ConfigError, DataError
 from moodpo.prompts import check_prompts, listed, shortened
 from moodpo.records import Prompt
+from moodpo.storage import replacing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -253,15 +254,13 @@ def write_csv(
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            _write_rows(file, rows, columns)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(target) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
+        _write_rows(file, rows, columns)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 # Writing ----------------------------------------------------------------------------------------

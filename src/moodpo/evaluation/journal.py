@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moodpo.records import TokenIds
-from moodpo.storage import without_non_finite
+from moodpo.storage import replacing, without_non_finite
 
 __all__ = ["ScoredAnswer", "SweepJournal", "fingerprint"]
 
@@ -123,9 +123,5 @@ def _nans(values: Sequence[float | None]) -> list[float]:
 def _rewrite(path: Path, lines: Sequence[str]) -> None:
     """Replaces the file in one step, so that a crash here loses no answer either."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -43,6 +43,7 @@ from moodpo.evaluation.series import (
     sweep_series,
     weight_colors,
 )
+from moodpo.storage import replacing
 
 __all__ = ["plot_front", "plot_steering"]
 
@@ -532,11 +533,6 @@ def _add_caption(figure: Any, caption: str) -> None:
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> Path:
     """Writes the PNG so that a crash leaves the old file or the new, never half."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    return Path(path)

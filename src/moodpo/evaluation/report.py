@@ -44,6 +44,7 @@ from moodpo.evaluation.tables import (
     steerability_table,
     weights_table,
 )
+from moodpo.storage import replacing
 
 __all__ = ["SAMPLES_BYTES", "report_data", "write_page", "write_report"]
 
@@ -141,15 +142,10 @@ def write_page(data: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         script_hash=_csp_hash(script),
         data=_embedded_json(data),
     )
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         # A lone surrogate, which no UTF-8 file can hold, becomes a question mark.
         temporary.write_bytes(text.encode("utf-8", "replace"))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    return Path(path)
 
 
 def _asset(name: str) -> str:

@@ -66,7 +66,6 @@ VERSION = 1
 FloatArray = NDArray[np.float64]
 Texts = tuple[tuple[str, ...], ...]
 
-_DICT_KEYS = ("policy", "data", "sampling", "timings", "versions")
 _KEYS = (
     *("objectives", "policy", "data", "weights", "prompts", "seeds", "sampling", "rewards"),
     *("completions", "lengths", "finished", "kl", "held_out", "baseline", "normalization"),
