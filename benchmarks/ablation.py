@@ -51,13 +51,13 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from moodpo.baselines import train_soup
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.evaluation.front import hypervolume
-from moodpo.evaluation.plots import plot_front
+from moodpo.evaluation.report.plots import plot_front
+from moodpo.evaluation.report.series import Series
 from moodpo.evaluation.results import SweepResult
-from moodpo.evaluation.series import Series
 from moodpo.manifest import write_json
-from moodpo.tasks import EMBEDDED
+from moodpo.recipes import EMBEDDED
 
 ARMS: dict[str, dict[str, Any]] = {
     "mo-odpo": {"relabel": "none"},

@@ -42,22 +42,22 @@ from moodpo.baselines.members import (
     base_rollouts,
     cyclic_draw,
 )
-from moodpo.conditioning import Conditioner
-from moodpo.data import embedded_prompts, load_prompts
-from moodpo.embedded import EMBEDDED_NAME, embedded_policy_path
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.data.prompts import embedded_prompts, load_prompts
 from moodpo.evaluation.analysis import analyze
-from moodpo.evaluation.compare import Comparison, compare, write_comparison
 from moodpo.evaluation.front import normalize_points
+from moodpo.evaluation.report.comparison import Comparison, compare, write_comparison
+from moodpo.evaluation.report.tables import Column, Table, format_intervals, markdown_table
 from moodpo.evaluation.results import Baseline, SweepResult
 from moodpo.evaluation.sweep import sweep
-from moodpo.evaluation.tables import Column, Table, format_intervals, markdown_table
 from moodpo.evaluation.weights import default_weights
 from moodpo.generation.base import Completion, Generator
 from moodpo.manifest import write_json
+from moodpo.models.embedded import EMBEDDED_NAME, embedded_policy_path
+from moodpo.policy import SteerablePolicy
+from moodpo.recipes import EMBEDDED
 from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
-from moodpo.serving.policy import SteerablePolicy
-from moodpo.tasks import EMBEDDED
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.rollout import NUM_COMPLETIONS
 from moodpo.training.trainer import MOODPOTrainer, sampling_config

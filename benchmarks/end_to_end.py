@@ -41,8 +41,8 @@ from machine import (
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from moodpo.conditioning import Conditioner
-from moodpo.embedded import EMBEDDED_NAME
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.models.embedded import EMBEDDED_NAME
 
 CASES: dict[str, dict[str, Any]] = {
     "user": {"batch": 1, "accumulation": 8, "checkpointing": True},

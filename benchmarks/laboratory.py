@@ -70,15 +70,15 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.scalarization import Scalarization
 from moodpo.core.simplex import simplex_lattice
 from moodpo.evaluation.steerability import spearman_within_prompt
 from moodpo.evaluation.sweep import prompt_seeds
 from moodpo.evaluation.weights import default_weights
 from moodpo.generation.base import SamplingConfig
+from moodpo.policy import SteerablePolicy
 from moodpo.rewards.function import FunctionReward
-from moodpo.serving.policy import SteerablePolicy
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.trainer import MOODPOTrainer
 

@@ -45,7 +45,9 @@ from machine import (
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from moodpo.core.logps import (
+from moodpo.kernels.attention import use_pair_attention
+from moodpo.kernels.fused_lora import fuse_lora
+from moodpo.models.logps import (
     TokenBatch,
     collate_pairs,
     collate_sequences,
@@ -53,8 +55,6 @@ from moodpo.core.logps import (
     head_is_linear,
 )
 from moodpo.records import TokenIds
-from moodpo.training.fused_lora import fuse_lora
-from moodpo.training.pair_attention import use_pair_attention
 
 WAYS = ("pairs", "sequences", "full")
 PASSES = ("reference", "train")

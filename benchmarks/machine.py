@@ -31,7 +31,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.utils import logging
 
-from moodpo.embedded import EMBEDDED_NAME, embedded_policy_path
+from moodpo.models.embedded import EMBEDDED_NAME, embedded_policy_path
 
 VOCABULARY = 49_152
 WORDS = (" the", " of", " and", " house", " river", " bread", " stone", " light", " old")

@@ -49,7 +49,7 @@ from machine import (
 from transformers import PrinterCallback, TrainerCallback
 
 from moodpo import MOODPOConfig, MOODPOTrainer
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.loss import dpo_loss
 from moodpo.core.pairing import pair_completions
 from moodpo.core.scalarization import scalarize
@@ -172,8 +172,8 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    from moodpo.data import embedded_prompts, load_prompts
-    from moodpo.embedded import embedded_policy_path
+    from moodpo.data.prompts import embedded_prompts, load_prompts
+    from moodpo.models.embedded import embedded_policy_path
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--steps", type=int, default=20)

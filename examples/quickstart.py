@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from moodpo import MOODPOConfig, MOODPOTrainer, SteerablePolicy
-from moodpo.embedded import embedded_policy_path
+from moodpo.models.embedded import embedded_policy_path
 
 PROMPTS = ["Tell me about the sea.", "How was your day?", "What is rain?", "Describe a cat."]
 

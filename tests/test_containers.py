@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
+from moodpo.conditioning.weights import validate_weights, weight_rows
 from moodpo.errors import WeightsError
 from moodpo.evaluation.weights import check_weights
-from moodpo.preferences import validate_weights, weight_rows
 
 NAMES = ("a", "b")
 ByName = namedtuple("ByName", ["b", "a"])

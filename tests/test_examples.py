@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from tiny_policies import save_tiny_policy, tiny_model, tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

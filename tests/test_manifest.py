@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import save_file
 
 from moodpo.errors import ManifestError
+from moodpo.files import write_json
 from moodpo.manifest import (
     RunManifest,
     check_continuation,
     hash_weights,
 )
-from moodpo.storage import write_json
 
 MANIFEST = RunManifest(
     objectives=("helpful", "harmless"),

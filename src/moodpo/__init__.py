@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from moodpo.evaluation.front import hypervolume as hypervolume
     from moodpo.evaluation.front import pareto_front as pareto_front
     from moodpo.evaluation.sweep import evaluate_policy as evaluate_policy
+    from moodpo.policy import SteerablePolicy as SteerablePolicy
     from moodpo.rewards import Reward as Reward
     from moodpo.rewards import load_rewards as load_rewards
-    from moodpo.serving.policy import SteerablePolicy as SteerablePolicy
     from moodpo.training.config import MOODPOConfig as MOODPOConfig
     from moodpo.training.trainer import MOODPOTrainer as MOODPOTrainer
 
@@ -23,7 +23,7 @@ _HOMES = {
     "MOODPOConfig": "training.config",
     "MOODPOTrainer": "training.trainer",
     "Reward": "rewards",
-    "SteerablePolicy": "serving.policy",
+    "SteerablePolicy": "policy",
     "dpo_loss": "core.loss",
     "evaluate_policy": "evaluation.sweep",
     "hypervolume": "evaluation.front",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moodpo.errors import ManifestError
-from moodpo.storage import write_json
+from moodpo.files import write_json
 
 __all__ = ["MANIFEST_NAME", "RunManifest", "check_continuation", "hash_weights", "write_json"]
 

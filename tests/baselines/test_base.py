@@ -21,9 +21,9 @@ from moodpo.baselines import (
     RewardsInContextPolicy,
     load_baseline,
 )
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, ManifestError
-from moodpo.evaluation.compare import compare
+from moodpo.evaluation.report.comparison import compare
 from moodpo.evaluation.sweep import evaluate_policy
 from moodpo.records import Answer
 from moodpo.rewards import RewardPanel, load_rewards

@@ -25,10 +25,10 @@ from moodpo.baselines.members import (
     silenced,
     train_members,
 )
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.core.seeds import derive_seed
 from moodpo.errors import ConfigError, DataError
 from moodpo.rewards.normalize import Normalizer
-from moodpo.training.rollout import derive_seed
 from moodpo.training.trainer import MOODPOTrainer
 from tiny_policies import tiny_model, tiny_tokenizer
 

@@ -2,8 +2,8 @@ import torch
 
 from baselines.tiny_baselines import GREEDY, NAMES, PROMPTS, SAMPLED, ask, load_base
 from moodpo.baselines import PromptedPolicy, load_baseline
-from moodpo.conditioning import Conditioner
-from moodpo.serving.policy import SteerablePolicy
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.policy import SteerablePolicy
 from tiny_policies import tiny_tokenizer
 
 CONDITIONER = Conditioner(objectives=NAMES, weight_format="verbal")

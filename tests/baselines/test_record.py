@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from moodpo.baselines import BaselineRecord, is_baseline, load_baseline
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ManifestError
 
 RECORD = BaselineRecord(

@@ -21,7 +21,7 @@ from moodpo.baselines.ric import (
     encode_with_scores,
     score_instruction,
 )
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, RewardError
 from moodpo.records import RolloutBatch
 from moodpo.rewards.normalize import Normalizer

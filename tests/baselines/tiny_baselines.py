@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from moodpo.baselines.base import make_record
 from moodpo.baselines.members import member_name
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.generation.base import SamplingConfig
 from moodpo.records import Answer
 from moodpo.training.config import MOODPOConfig

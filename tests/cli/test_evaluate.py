@@ -83,7 +83,7 @@ def test_a_plain_model_with_named_rewards_and_a_baseline(run, policy, trained, f
 
 
 def test_an_interrupted_evaluation_goes_on(run, trained, flags, tmp_path, monkeypatch):
-    from moodpo.serving.policy import SteerablePolicy
+    from moodpo.policy import SteerablePolicy
 
     calls = []
     original = SteerablePolicy.sample
@@ -153,7 +153,7 @@ def test_a_saved_baseline_is_a_policy_like_any_other(run, trained, policy, flags
     from transformers import AutoModelForCausalLM
 
     from moodpo.baselines import PromptedPolicy
-    from moodpo.conditioning import Conditioner
+    from moodpo.conditioning.instruction import Conditioner
     from moodpo.generation.base import SamplingConfig
     from moodpo.manifest import RunManifest
     from tiny_policies import tiny_tokenizer

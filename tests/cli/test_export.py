@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moodpo.cli.export import kept_share
 from moodpo.manifest import RunManifest
-from moodpo.serving.policy import SteerablePolicy
+from moodpo.policy import SteerablePolicy
 
 PROMPTS = ["Hello", "Tell me more."]
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from moodpo.cli.generate import objectives_in
-from moodpo.serving.policy import SteerablePolicy
+from moodpo.policy import SteerablePolicy
 
 SHORT = ("--max_new_tokens", 6)
 WEIGHTS = "brevity=0.7,detail=0.3"

@@ -12,7 +12,7 @@ from documented_commands import documented_commands
 from moodpo.cli.settings import read_settings, train_help
 from moodpo.cli.tracking import choose_trackers
 from moodpo.errors import ConfigError
-from moodpo.tasks import EMBEDDED, TASKS
+from moodpo.recipes import EMBEDDED, TASKS
 
 USER = ("--sft_model_path", "m", "--csv_path", "p.csv", "--reward_models", "a", "b")
 

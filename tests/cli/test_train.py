@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from documented_commands import documented_commands
 from moodpo.manifest import RunManifest, hash_weights
+from moodpo.recipes import TASKS
 from moodpo.rewards.presets import PRESETS
-from moodpo.tasks import TASKS
 from tiny_checkpoints import (
     build_tiny_bart_reward,
     build_tiny_distilbert_reward,
@@ -103,7 +103,7 @@ def as_embedded(policy, tmp_path, monkeypatch):
     folder = tmp_path / "cache" / "smollm2-135m-instruct-0123456789ab"
     shutil.copytree(policy, folder)
     (folder / "conversion.json").write_text("{}")
-    monkeypatch.setattr("moodpo.embedded.embedded_policy_path", lambda: folder)
+    monkeypatch.setattr("moodpo.models.embedded.embedded_policy_path", lambda: folder)
     return folder
 
 
@@ -183,7 +183,7 @@ def test_an_iteration_that_reads_weights_differently_is_refused(
 
 
 def test_values_for_the_chat_template_are_remembered(run, train_flags, prompts, tmp_path):
-    from moodpo.serving.policy import SteerablePolicy
+    from moodpo.policy import SteerablePolicy
     from tiny_policies import CHATML, tiny_model, tiny_tokenizer
 
     thinking = CHATML.replace("{% if add", "{% if quiet %}</think>{% endif %}{% if add")
@@ -484,7 +484,7 @@ def test_a_model_that_does_not_load_is_bad_input(run, train_flags, tmp_path):
 
 def test_no_arguments_train_sweep_and_report(run, policy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("moodpo.embedded.embedded_policy_path", lambda: policy)
+    monkeypatch.setattr("moodpo.models.embedded.embedded_policy_path", lambda: policy)
     small = """--max_steps 1 --per_device_train_batch_size 4 --max_new_tokens 6 --sweep_weights 3
         --sweep_prompts 5 --calibration_prompts 4 --disable_wandb True --disable_tqdm True
         --lora_layers_to_transform 1"""

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from moodpo.generation._cache import DecodingCache, GrowingLayer, RowMoves, is_reorderable
+from moodpo.generation.cache import DecodingCache, GrowingLayer, RowMoves, is_reorderable
 
 HEADS, WIDTH = 2, 3
 

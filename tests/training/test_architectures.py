@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from moodpo.core.logps import completion_logps
 from moodpo.errors import GenerationError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
+from moodpo.models.logps import completion_logps
 from moodpo.training.paths import find_fast_paths
 from tiny_architectures import ARCHITECTURES, build
 

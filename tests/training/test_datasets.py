@@ -9,11 +9,11 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-from moodpo.conditioning import Conditioner
-from moodpo.data import load_prompts
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.data.lengths import longest_instruction
+from moodpo.data.prompts import load_prompts
 from moodpo.errors import ConfigError, DataError
 from moodpo.training.datasets import check_dataset, check_datasets
-from moodpo.training.lengths import longest_instruction
 from moodpo.training.trainer import MOODPOTrainer
 from tiny_policies import tiny_model, tiny_tokenizer
 from tiny_trainers import PROMPTS, capitals, config, make_trainer, vowels

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from moodpo.training.adapters import add_adapter
+from moodpo.models.adapters import add_adapter
 from moodpo.training.dropout import Dropouts, noisy_module, seeded
 from moodpo.training.trainer import MOODPOTrainer
 from tiny_policies import tiny_tokenizer

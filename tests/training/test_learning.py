@@ -4,11 +4,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.conditioning.weights import parse_bound_ranges
 from moodpo.core.scalarization import linear
 from moodpo.core.simplex import simplex_lattice
 from moodpo.generation.base import SamplingConfig
-from moodpo.preferences import parse_bound_ranges
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.trainer import MOODPOTrainer
 from tiny_policies import tiny_model, tiny_tokenizer

@@ -10,19 +10,19 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from moodpo.core.logps import collate_pairs, completion_logps, head_is_linear
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
-from moodpo.training.fused_lora import fuse_lora
-from moodpo.training.pair_attention import NAME as OWN_ATTENTION
+from moodpo.kernels.attention import NAME as OWN_ATTENTION
+from moodpo.kernels.fused_lora import fuse_lora
+from moodpo.kernels.reach import reach_of
+from moodpo.models.logps import collate_pairs, completion_logps, head_is_linear
 from moodpo.training.paths import (
     FastPaths,
     describe_lora,
     find_fast_paths,
     try_own_attention,
 )
-from moodpo.training.reach import reach_of
 from tiny_architectures import build
 from tiny_policies import tiny_model, tiny_tokenizer
 from tiny_trainers import make_trainer
@@ -331,7 +331,7 @@ def test_own_attention_is_taken_where_it_is_the_same(name):
 
 def test_own_attention_is_put_back_where_it_is_not_the_same(monkeypatch):
     monkeypatch.setattr(
-        "moodpo.training.pair_attention.masked_attention", lambda query, *_: query * 0 + 1
+        "moodpo.kernels.attention.masked_attention", lambda query, *_: query * 0 + 1
     )
     model = build("llama").to(torch.bfloat16)
     said = try_own_attention(model, find_fast_paths(model), autocast=in_full_precision)

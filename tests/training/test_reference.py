@@ -5,7 +5,7 @@ from peft.tuners.lora import KasaConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moodpo.errors import ConfigError
-from moodpo.training.adapters import wrap_model
+from moodpo.models.adapters import wrap_model
 from moodpo.training.reference import (
     AdapterOff,
     FrozenModel,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.generation.base import Completion, SamplingConfig
 from moodpo.records import PromptBatch
 from moodpo.rewards import RewardPanel, load_rewards
@@ -13,7 +13,6 @@ from moodpo.rewards.normalize import Normalizer
 from moodpo.training.pairs import build_pairs
 from moodpo.training.rollout import (
     RolloutCollector,
-    derive_seed,
     draw_bounds,
 )
 from moodpo.training.samplers import DirichletSampler, make_sampler
@@ -74,14 +73,6 @@ def make_batch(indices):
         indices=list(indices),
         columns={"topic": [f"topic {i}" for i in indices]},
     )
-
-
-def test_seeds_differ_in_every_part_of_the_key_and_stay_in_range():
-    keys = [(0, "train", 1, 2), (1, "train", 1, 2), (0, "eval", 1, 2), (0, "train", 12), (0, "y")]
-    seeds = [derive_seed(*key) for key in keys]
-    assert len(set(seeds)) == len(keys)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive_seed(0, "train", 1, 2) == seeds[0] == 6226108428555381139
 
 
 def test_rewards_see_raw_prompts_and_columns_never_the_weight_instruction():

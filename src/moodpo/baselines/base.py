@@ -1,6 +1,6 @@
 """What all baselines share: asking a model in groups of rows, saving, loading.
 
-A baseline is a policy for `evaluation.sweep`, beside `serving.SteerablePolicy`: it has objectives
+A baseline is a policy for `evaluation.sweep`, beside `moodpo.SteerablePolicy`: it has objectives
 and samples one answer per prompt and weight vector. What differs between baselines is which text
 the model reads and which weights it computes with. Knows nothing of training or rewards.
 Shapes: N prompts, K objectives.
@@ -20,19 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.baselines.record import BaselineRecord
-from moodpo.conditioning import Conditioner
-from moodpo.embedded import EMBEDDED_NAME, is_embedded, locate_embedded, recorded_name
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, ManifestError
+from moodpo.files import looks_local, share_files
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, read_answer, token_roles
-from moodpo.loading import load_adapter, load_model
 from moodpo.manifest import hash_weights
+from moodpo.models.embedded import EMBEDDED_NAME, is_embedded, locate_embedded, recorded_name
+from moodpo.models.load import load_adapter, load_model
+from moodpo.models.savable import record_base
 from moodpo.records import Answer, Prompt, TokenIds
-from moodpo.rewards.specs import looks_local
-from moodpo.storage import share_files
 from moodpo.training.guard import check_savable_weights
-from moodpo.training.savable import record_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

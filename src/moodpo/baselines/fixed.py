@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from moodpo.baselines.base import BaselinePolicy, Weights, make_record
 from moodpo.baselines.members import Setup, member_name, train_members
+from moodpo.conditioning.weights import validate_weights
 from moodpo.containers import rows_of
 from moodpo.errors import ConfigError
-from moodpo.preferences import validate_weights
 from moodpo.records import Prompt, TokenIds
 
 __all__ = ["FixedWeightPolicy", "nearest_member", "train_fixed_weights"]

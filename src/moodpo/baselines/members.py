@@ -19,20 +19,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from moodpo.chat_templates import read_template_kwargs
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.core.seeds import derive_seed
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import token_roles
-from moodpo.loading import load_model
+from moodpo.models import adapters
+from moodpo.models.chat_templates import read_template_kwargs
+from moodpo.models.load import load_model
 from moodpo.records import Prompt, PromptBatch, RolloutBatch
 from moodpo.rewards import RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer
-from moodpo.training import adapters
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.datasets import check_datasets, check_model_lengths, fit_dataset
-from moodpo.training.rollout import NUM_COMPLETIONS, RolloutCollector, derive_seed
+from moodpo.training.rollout import NUM_COMPLETIONS, RolloutCollector
 from moodpo.training.samplers import as_sampler
 from moodpo.training.trainer import MOODPOTrainer, sampling_config
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from moodpo.baselines.base import BaselinePolicy, Weights, make_record
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.generation.base import SamplingConfig
 from moodpo.records import Prompt, TokenIds
 

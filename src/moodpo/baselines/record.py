@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moodpo.errors import ManifestError
-from moodpo.storage import write_json
+from moodpo.files import write_json
 
 __all__ = ["BASELINE_NAME", "BaselineRecord", "is_baseline"]
 

@@ -36,15 +36,15 @@ from moodpo.baselines.members import (
     member_name,
     silenced,
 )
-from moodpo.chat_templates import encode_messages
-from moodpo.conditioning import Conditioner
-from moodpo.core.logps import TokenBatch, collate_sequences, completion_logps, head_is_linear
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, RewardError
 from moodpo.generation.tokens import padding_token_id
+from moodpo.kernels.fused_lora import fuse_lora
+from moodpo.models.chat_templates import encode_messages
+from moodpo.models.logps import TokenBatch, collate_sequences, completion_logps, head_is_linear
 from moodpo.records import Prompt, RolloutBatch, TokenIds
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.dropout import Dropouts
-from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.rollout import NUM_COMPLETIONS
 
 if TYPE_CHECKING:

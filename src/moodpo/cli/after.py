@@ -15,11 +15,11 @@ from moodpo.evaluation.front import front_hypervolume, reward_statistics
 from moodpo.evaluation.results import FloatArray, SweepResult
 from moodpo.evaluation.steerability import spearman_within_prompt
 from moodpo.evaluation.sweep import default_weights, evaluate_policy, sweep
-from moodpo.serving.files import recorded_base
-from moodpo.serving.policy import SteerablePolicy
+from moodpo.models.find import recorded_base
+from moodpo.policy import SteerablePolicy
 
 if TYPE_CHECKING:
-    from moodpo.data import LoadedPrompts
+    from moodpo.data.prompts import LoadedPrompts
     from moodpo.training.trainer import MOODPOTrainer
 
 __all__ = ["spread_rows", "sweep_trained", "sweep_while_training", "trained_policy"]

@@ -18,11 +18,11 @@ from moodpo.cli.policies import (
     load_policy,
     quick_manifest,
 )
+from moodpo.conditioning.weights import parse_bounds, parse_weights
 from moodpo.errors import ConfigError, DataError, GenerationError, WeightsError
-from moodpo.preferences import parse_bounds, parse_weights
 
 if TYPE_CHECKING:
-    from moodpo.serving.policy import SteerablePolicy
+    from moodpo.policy import SteerablePolicy
 
 __all__ = ["Chat", "run"]
 

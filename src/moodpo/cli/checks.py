@@ -18,14 +18,15 @@ from typing import Any
 
 from moodpo.cli.console import is_main_process, warn
 from moodpo.cli.settings import TrainSettings
+from moodpo.data.lengths import max_positions
 from moodpo.errors import ConfigError, MissingDependencyError
+from moodpo.files import looks_local
+from moodpo.limits import RANGES, check_ranges
 from moodpo.manifest import MANIFEST_NAME, RunManifest, check_continuation
+from moodpo.models.find import EMBEDDED_NAME, find_hub_file, locate_base
 from moodpo.rewards import check_reward_specs
-from moodpo.rewards.specs import looks_local, parse_spec
-from moodpo.serving.files import EMBEDDED_NAME, find_hub_file, locate_base
+from moodpo.rewards.specs import parse_spec
 from moodpo.training.checkpoints import checkpoints_in, find_checkpoint, has_weights
-from moodpo.training.lengths import max_positions
-from moodpo.training.limits import RANGES, check_ranges
 
 __all__ = [
     "ModelSource",

@@ -24,17 +24,17 @@ from moodpo.cli.policies import (
 from moodpo.cli.prompts import read_prompts
 from moodpo.errors import ConfigError, RewardSpecError
 from moodpo.manifest import MANIFEST_NAME
+from moodpo.models.find import EMBEDDED_NAME, recorded_base
 from moodpo.rewards import check_data, check_reward_specs, rebuild_specs
 from moodpo.rewards.specs import parse_spec
-from moodpo.serving.files import EMBEDDED_NAME, recorded_base
 
 if TYPE_CHECKING:
     from moodpo.baselines import BaselinePolicy
-    from moodpo.data import LoadedPrompts
+    from moodpo.data.prompts import LoadedPrompts
     from moodpo.evaluation.results import FloatArray, SweepResult
     from moodpo.evaluation.sweep import Policy
     from moodpo.manifest import RunManifest
-    from moodpo.serving.policy import SteerablePolicy
+    from moodpo.policy import SteerablePolicy
 
 __all__ = ["bounds_lines", "parse_thresholds", "run"]
 
@@ -256,7 +256,7 @@ def _evaluate(
 ) -> SweepResult:
     from moodpo.cli.after import spread_rows
     from moodpo.cli.outputs import sweep_progress
-    from moodpo.cli.sensitivity import measure_sensitivity
+    from moodpo.evaluation.sensitivity import measure_sensitivity
     from moodpo.evaluation.sweep import evaluate_policy, sweep
     from moodpo.rewards import RewardPanel, load_rewards
 
@@ -326,7 +326,7 @@ def _weights(
 def _load_baseline(
     args: argparse.Namespace, manifest: RunManifest | None, policy: SteerablePolicy | BaselinePolicy
 ) -> Policy | None:
-    from moodpo.serving.policy import SteerablePolicy
+    from moodpo.policy import SteerablePolicy
 
     if _baseline_name(args, manifest) is None:
         return None

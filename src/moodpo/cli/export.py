@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from moodpo.cli.console import note, print_out, quiet_loading, warn
 from moodpo.cli.flags import CommandParser
-from moodpo.embedded import recorded_name
 from moodpo.errors import ConfigError
-from moodpo.loading import load_adapter, load_model
-from moodpo.serving.files import BASE_REMEDY, PolicyFiles, find_policy
-from moodpo.storage import share_files
+from moodpo.files import share_files
+from moodpo.models.embedded import recorded_name
+from moodpo.models.find import BASE_REMEDY, PolicyFiles, find_policy
+from moodpo.models.load import load_adapter, load_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,9 +76,9 @@ def _export(files: PolicyFiles, folder: Path, dtype: str) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from moodpo.serving.merging import merge_adapter
+    from moodpo.models.export import merge_adapter
+    from moodpo.models.savable import repair_generation_config
     from moodpo.training.guard import check_savable_weights
-    from moodpo.training.savable import repair_generation_config
 
     quiet_loading()
     base: Any = load_model(files.model, remedy=BASE_REMEDY, dtype=torch.float32)

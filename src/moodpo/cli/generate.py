@@ -19,10 +19,10 @@ from moodpo.cli.policies import (
     load_policy,
     quick_manifest,
 )
+from moodpo.conditioning.weights import parse_weights
+from moodpo.data.messages import as_prompts
 from moodpo.errors import ConfigError, WeightsError
-from moodpo.preferences import parse_weights
-from moodpo.prompts import as_prompts
-from moodpo.storage import json_line
+from moodpo.files import json_line
 
 __all__ = ["objectives_in", "run"]
 

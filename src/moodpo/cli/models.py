@@ -14,9 +14,9 @@ from moodpo.cli.checks import ModelSource, Start
 from moodpo.cli.console import warn
 from moodpo.cli.settings import TrainSettings
 from moodpo.errors import ConfigError, ManifestError, MissingDependencyError
-from moodpo.loading import load_adapter, load_model
 from moodpo.manifest import hash_weights
-from moodpo.serving.files import locate_base, recorded_base
+from moodpo.models.find import locate_base, recorded_base
+from moodpo.models.load import load_adapter, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

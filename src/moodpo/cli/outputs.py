@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moodpo.cli.console import is_main_process, print_out, print_table, warn
-from moodpo.evaluation.plots import plot_front
-from moodpo.evaluation.report import write_report
-from moodpo.evaluation.tables import (
+from moodpo.evaluation.report.page import write_report
+from moodpo.evaluation.report.plots import plot_front
+from moodpo.evaluation.report.tables import (
     Column,
     Table,
     format_interval,

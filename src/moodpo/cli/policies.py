@@ -6,19 +6,19 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moodpo.chat_templates import read_template_kwargs
 from moodpo.cli.console import quiet_loading
 from moodpo.cli.flags import CommandParser
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.conditioning.weights import parse_bounds
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
-from moodpo.preferences import parse_bounds
-from moodpo.training.limits import check_ranges
+from moodpo.limits import check_ranges
+from moodpo.models.chat_templates import read_template_kwargs
 
 if TYPE_CHECKING:
     from moodpo.baselines import BaselinePolicy
     from moodpo.manifest import RunManifest
-    from moodpo.serving.policy import SteerablePolicy
+    from moodpo.policy import SteerablePolicy
 
 __all__ = [
     "add_bounds_flag",
@@ -120,7 +120,7 @@ def quick_manifest(policy: str, base_model: str | None) -> RunManifest | None:
     Raises:
         ManifestError: If there is no such policy.
     """
-    from moodpo.serving.files import find_policy
+    from moodpo.models.find import find_policy
 
     return find_policy(policy, base_model=base_model).manifest
 
@@ -171,7 +171,7 @@ def load_policy(args: argparse.Namespace, objectives: Sequence[str] | None) -> S
     """
     check_request(args)
 
-    from moodpo.serving.policy import SteerablePolicy
+    from moodpo.policy import SteerablePolicy
 
     quiet_loading()
     known = quick_manifest(args.policy, args.base_model) is not None

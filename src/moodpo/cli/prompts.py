@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from moodpo.data import LoadedPrompts, embedded_prompts, load_prompts
-from moodpo.serving.files import EMBEDDED_NAME
+from moodpo.data.prompts import LoadedPrompts, embedded_prompts, load_prompts
+from moodpo.models.find import EMBEDDED_NAME
 
 __all__ = ["read_prompts"]
 

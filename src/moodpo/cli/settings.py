@@ -27,7 +27,7 @@ from moodpo.cli.flags import (
     to_arguments,
 )
 from moodpo.errors import ConfigError
-from moodpo.tasks import EMBEDDED, TASKS, get_task
+from moodpo.recipes import EMBEDDED, TASKS, get_task
 
 if TYPE_CHECKING:
     from moodpo.training.config import MOODPOConfig

@@ -12,17 +12,17 @@ from moodpo.cli.console import is_main_process, note, print_out, quiet_loading, 
 from moodpo.cli.prompts import read_prompts
 from moodpo.cli.settings import TrainSettings, read_settings, train_help
 from moodpo.cli.tracking import choose_trackers, finish_wandb, start_wandb
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.data.lengths import check_lengths, fit_prompts
 from moodpo.errors import ConfigError
+from moodpo.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH
 from moodpo.manifest import RunManifest, check_continuation
+from moodpo.recipes import get_task
 from moodpo.rewards import check_data
-from moodpo.tasks import get_task
 from moodpo.training.inherited import check_script_flags
-from moodpo.training.lengths import check_lengths, fit_prompts
-from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH
 
 if TYPE_CHECKING:
-    from moodpo.data import LoadedPrompts
+    from moodpo.data.prompts import LoadedPrompts
     from moodpo.training.config import MOODPOConfig
     from moodpo.training.trainer import MOODPOTrainer
 

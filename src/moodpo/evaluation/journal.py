@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moodpo.files import replacing, without_non_finite
 from moodpo.records import TokenIds
-from moodpo.storage import replacing, without_non_finite
 
 __all__ = ["ScoredAnswer", "SweepJournal", "fingerprint"]
 

@@ -47,7 +47,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moodpo.errors import ManifestError
-from moodpo.storage import write_text
+from moodpo.files import write_text
 
 __all__ = [
     "SCHEMA",

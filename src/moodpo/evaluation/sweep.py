@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from moodpo.data.messages import as_prompts
 from moodpo.errors import ConfigError, DataError, GenerationError, RewardError, RewardSpecError
 from moodpo.evaluation.analysis import analyze, check_thresholds
 from moodpo.evaluation.front import (
@@ -57,7 +58,6 @@ from moodpo.evaluation.results import (
     mean_over_prompts,
 )
 from moodpo.evaluation.weights import check_weights, default_weights, load_weights_file
-from moodpo.prompts import as_prompts
 from moodpo.records import Answer, Prompt, prompt_text
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def evaluate_policy(
     """Sweeps a policy over weights and measures front, steerability and guards.
 
     Args:
-        policy: See the module's docstring; `serving.SteerablePolicy` is one.
+        policy: See the module's docstring; `moodpo.SteerablePolicy` is one.
         prompts: N raw prompts, held out from training.
         panel: The K rewards of the policy's objectives, matched by name.
         sampling: How completions are sampled.

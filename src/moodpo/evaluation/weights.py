@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from moodpo.conditioning.weights import validate_weights, weight_rows
 from moodpo.containers import rows_of, values_by_name
 from moodpo.errors import WeightsError
 from moodpo.evaluation.results import FloatArray
-from moodpo.preferences import validate_weights, weight_rows
 
 __all__ = ["check_weights", "default_weights", "load_weights_file"]
 

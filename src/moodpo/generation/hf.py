@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.errors import ConfigError, GenerationError
-from moodpo.generation._cache import DecodingCache, RowMoves, is_reorderable
-from moodpo.generation._modes import rollout_dtype, rollout_mode
 from moodpo.generation.base import Completion, SamplingConfig, check_request
+from moodpo.generation.cache import DecodingCache, RowMoves, is_reorderable
 from moodpo.generation.sampling import forbid_tokens, sample_tokens, uniforms
+from moodpo.models.modes import rollout_dtype, rollout_mode
 from moodpo.records import TokenIds
 
 __all__ = ["HFGenerator"]

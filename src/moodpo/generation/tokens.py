@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from moodpo.chat_templates import turn_end_token
 from moodpo.generation.base import Completion
+from moodpo.models.chat_templates import turn_end_token
+from moodpo.models.tokens import first_valid_id, head_rows, read_token_ids, valid_ids
 from moodpo.records import Answer
-from moodpo.token_ids import first_valid_id, head_rows, read_token_ids, valid_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from moodpo.errors import RewardSpecError
+from moodpo.files import looks_local
 from moodpo.rewards.function import FunctionReward, import_function
 from moodpo.rewards.presets import PRESETS, Preset
 from moodpo.rewards.specs import (
     RewardSpec,
     Scoring,
     check_objective_names,
-    looks_local,
     objective_name,
     parse_spec,
 )

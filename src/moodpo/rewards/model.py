@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from moodpo.chat_templates import chat_template_of
 from moodpo.errors import ConfigError, RewardSpecError
+from moodpo.models.chat_templates import chat_template_of
+from moodpo.models.tokens import first_valid_id
 from moodpo.rewards.base import (
     Columns,
     Description,
@@ -40,7 +41,6 @@ from moodpo.rewards.presets import INPUTS, InputTemplate, Pooling
 from moodpo.rewards.sharing import equal_backbones, once, tokenizer_fingerprint
 from moodpo.rewards.specs import RewardSpec, ScoreKind, Scoring
 from moodpo.rewards.weight_files import find_damage
-from moodpo.token_ids import first_valid_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

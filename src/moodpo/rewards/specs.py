@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from moodpo.errors import RewardSpecError
+from moodpo.files import looks_local
 from moodpo.rewards.function import FUNCTION_SPEC
 from moodpo.rewards.lexical import LEXICAL
 from moodpo.rewards.presets import (
@@ -48,7 +49,6 @@ __all__ = [
     "Scoring",
     "check_objective_names",
     "list_presets",
-    "looks_local",
     "object_spec",
     "objective_name",
     "parse_spec",
@@ -312,13 +312,6 @@ def _kind_of(target: str) -> SpecKind:
         f"Unknown reward {target!r}.{hint} Known names: {', '.join(known)}. Otherwise pass a "
         "folder, a Hub id (owner/model), or a function (package.module:function)."
     )
-
-
-def looks_local(target: str) -> bool:
-    """Whether a target that may not exist was meant as a folder rather than a Hub id."""
-    if target.startswith(("/", ".", "~")) or target.count("/") > 1 or "\\" in target:
-        return True
-    return "/" in target and Path(target).parent.is_dir()
 
 
 def _split_body(body: str) -> tuple[str, dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.manifest import RunManifest
 
 __all__ = ["model_card", "write_model_card"]

@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from moodpo.chat_templates import read_template_kwargs
-from moodpo.conditioning import DEFAULT_FORMAT, WEIGHT_FORMATS, Conditioner
+from moodpo.conditioning.instruction import DEFAULT_FORMAT, WEIGHT_FORMATS, Conditioner
+from moodpo.conditioning.weights import parse_bound_ranges
 from moodpo.core.loss import LOSS_TYPES
 from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
-from moodpo.preferences import parse_bound_ranges
+from moodpo.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
+from moodpo.models.chat_templates import read_template_kwargs
 from moodpo.training.inherited import check_inherited, check_launch
-from moodpo.training.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
 from moodpo.training.samplers import WEIGHT_SAMPLERS, check_uniform
 
 __all__ = ["NORMALIZATIONS", "PAIRINGS", "RELABELINGS", "MOODPOConfig"]

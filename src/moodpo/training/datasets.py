@@ -11,16 +11,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from moodpo.data import LoadedPrompts, prompts_of
+from moodpo.data.lengths import check_lengths, fit_prompts, max_positions
+from moodpo.data.messages import listed, shortened
+from moodpo.data.prompts import LoadedPrompts, prompts_of
 from moodpo.errors import ConfigError, DataError
-from moodpo.prompts import listed, shortened
-from moodpo.training.lengths import check_lengths, fit_prompts, max_positions
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from moodpo.conditioning import Conditioner
+    from moodpo.conditioning.instruction import Conditioner
     from moodpo.training.config import MOODPOConfig
 
 __all__ = [
@@ -170,7 +170,7 @@ def _misfit(given: Any) -> str | None:
     """Why something has no rows by position, and what to pass instead; None where it has."""
     kind = type(given).__name__
     if isinstance(given, str | bytes | os.PathLike):
-        return f"is the {kind} {shortened(given)}. Pass moodpo.data.load_prompts(path)"
+        return f"is the {kind} {shortened(given)}. Pass moodpo.data.prompts.load_prompts(path)"
     if isinstance(given, Mapping) and given and all(map(_is_dataset, given.values())):
         return (
             f"is a {kind} of the splits {listed(list(given))}. Pass one of them, such as "

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from moodpo.training.probe import probe_ids, tolerance
+from moodpo.models.probe import probe_ids, tolerance
 
 __all__ = ["Dropouts", "noisy_module", "seeded", "warn_of_noise"]
 

@@ -16,8 +16,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from moodpo.files import json_line
 from moodpo.records import PairBatch, RolloutBatch, prompt_text
-from moodpo.storage import json_line
 
 __all__ = [
     "InterruptCallback",

@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moodpo.core.logps import TokenBatch, collate_pairs, collate_sequences, head_is_linear
 from moodpo.errors import ConfigError
-from moodpo.generation._modes import evaluating
+from moodpo.kernels.attention import NAME as OWN_ATTENTION
+from moodpo.kernels.attention import drop_pair_attention, use_pair_attention
+from moodpo.kernels.fused_lora import lora_layers, runs_fused
+from moodpo.kernels.reach import reach_of, text_config
+from moodpo.models.logps import TokenBatch, collate_pairs, collate_sequences, head_is_linear
+from moodpo.models.modes import evaluating
+from moodpo.models.probe import mixing_types
 from moodpo.records import TokenIds
-from moodpo.training.fused_lora import lora_layers, runs_fused
-from moodpo.training.pair_attention import NAME as OWN_ATTENTION
-from moodpo.training.pair_attention import drop_pair_attention, use_pair_attention
-from moodpo.training.probe import mixing_types
-from moodpo.training.reach import reach_of, text_config
 from moodpo.training.trial import REACH, PackingTrial, computing_dtype
 
 __all__ = ["FastPaths", "describe_lora", "find_fast_paths", "try_own_attention"]

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.errors import ConfigError
-from moodpo.loading import load_model
 from moodpo.manifest import hash_weights
-from moodpo.training.adapters import (
+from moodpo.models.adapters import (
     FreshAdapter,
     adapter_differences,
     adapter_misfits,
@@ -29,7 +28,8 @@ from moodpo.training.adapters import (
     rewrites_base,
     switched_off,
 )
-from moodpo.training.probe import gap, probe_logps, tolerance
+from moodpo.models.load import load_model
+from moodpo.models.probe import gap, probe_logps, tolerance
 
 __all__ = [
     "AdapterOff",

@@ -8,7 +8,6 @@ weight vectors for labeling, K objectives. By default M = 1, g = 2, N = 1.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,10 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
+from moodpo.conditioning.weights import BoundRange, round_bound
+from moodpo.core.seeds import derive_seed
 from moodpo.generation.base import Completion, Generator, SamplingConfig
 from moodpo.generation.tokens import completion_text
-from moodpo.preferences import BoundRange, round_bound
 from moodpo.records import Prompt, PromptBatch, RolloutBatch, TokenIds
 from moodpo.rewards.panel import RewardPanel
 from moodpo.training.samplers import WeightSampler
@@ -29,16 +29,10 @@ from moodpo.training.samplers import WeightSampler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NUM_COMPLETIONS", "RolloutCollector", "derive_seed", "draw_bounds"]
+__all__ = ["NUM_COMPLETIONS", "RolloutCollector", "draw_bounds"]
 
 NUM_COMPLETIONS = 2  # g by default
 Phase = Callable[[str], AbstractContextManager[None]]
-
-
-def derive_seed(*key: int | str) -> int:
-    """A 63-bit seed from a key such as (seed, step, position, stream); any part changes it all."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def draw_bounds(ranges: Sequence[BoundRange | None], seed: int, probability: float) -> list[float]:

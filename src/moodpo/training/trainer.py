@@ -30,27 +30,36 @@ from transformers import (
     set_seed,
 )
 
-from moodpo.chat_templates import warn_of_dates
-from moodpo.conditioning import Conditioner
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.importance import log_importance, matched_log_importance
-from moodpo.core.logps import (
+from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
+from moodpo.core.pairing import gap_threshold
+from moodpo.core.seeds import derive_seed
+from moodpo.errors import ConfigError, RewardError, RewardSpecError
+from moodpo.files import share_files, write_json
+from moodpo.generation.base import Generator, SamplingConfig
+from moodpo.generation.hf import HFGenerator
+from moodpo.generation.tokens import padding_token_id, token_roles
+from moodpo.kernels.fused_lora import fuse_lora
+from moodpo.manifest import RunManifest, check_continuation
+from moodpo.models.adapters import wrap_model
+from moodpo.models.chat_templates import warn_of_dates
+from moodpo.models.load import load_model
+from moodpo.models.logps import (
     CompletionLogps,
     TokenBatch,
     completion_logps,
 )
-from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
-from moodpo.core.pairing import gap_threshold
-from moodpo.errors import ConfigError, RewardError, RewardSpecError
-from moodpo.generation.base import Generator, SamplingConfig
-from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import padding_token_id, token_roles
-from moodpo.loading import load_model
-from moodpo.manifest import RunManifest, check_continuation
+from moodpo.models.savable import (
+    absolute_folder,
+    describe_base,
+    prepare_saving,
+    record_base,
+    with_recorded_path,
+)
 from moodpo.records import PairBatch, PromptBatch, RolloutBatch
 from moodpo.rewards import Reward, RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer, NormalizerKind
-from moodpo.storage import share_files, write_json
-from moodpo.training.adapters import wrap_model
 from moodpo.training.alarms import SignalWatch
 from moodpo.training.batching import by_token_budget, spread_over_passes
 from moodpo.training.card import write_model_card
@@ -64,7 +73,6 @@ from moodpo.training.datasets import (
     fit_dataset,
 )
 from moodpo.training.dropout import Dropouts, seeded, warn_of_noise
-from moodpo.training.fused_lora import fuse_lora
 from moodpo.training.guard import NumberGuard, check_savable_weights
 from moodpo.training.interlude import interlude
 from moodpo.training.lookahead import Lookahead, replicate
@@ -82,15 +90,8 @@ from moodpo.training.paths import (
     try_own_attention,
 )
 from moodpo.training.reference import check_agreement, known_base, make_reference
-from moodpo.training.rollout import RolloutCollector, derive_seed
+from moodpo.training.rollout import RolloutCollector
 from moodpo.training.samplers import WeightSampler, as_sampler, make_sampler
-from moodpo.training.savable import (
-    absolute_folder,
-    describe_base,
-    prepare_saving,
-    record_base,
-    with_recorded_path,
-)
 from moodpo.training.schedule import ScheduleCallback
 from moodpo.training.sharding import gather_rows, places, share, share_prompts
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moodpo.core.logps import TokenBatch, collate_pairs, collate_sequences, completion_logps
-from moodpo.core.precision import compute_dtype
+from moodpo.kernels.precision import compute_dtype
+from moodpo.kernels.reach import numbers, says_positions, text_config
+from moodpo.models.logps import TokenBatch, collate_pairs, collate_sequences, completion_logps
 from moodpo.records import TokenIds
-from moodpo.training.reach import numbers, says_positions, text_config
 
 __all__ = ["REACH", "PackingTrial", "computing_dtype"]
 

@@ -1,0 +1,1 @@
+"""Conditioning: weights as words in the system instruction."""

@@ -1,0 +1,473 @@
+"""Conditioning: a preference → the system instruction, and instruction + prompt → token ids.
+
+A preference is a weight per objective and, where a policy is trained with them, lower bounds.
+Weights travel as data, never by reading text back: nothing that a prompt says can change which
+weights are logged, scored or trained. Knows nothing of models or rewards. The order of objectives
+is fixed by the `Conditioner`, which training writes to `moodpo.json`.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_float
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from moodpo.conditioning.weights import BoundRange, round_bound, wrong_count
+from moodpo.errors import ConfigError, DataError, WeightsError
+from moodpo.models.chat_templates import encode_messages, read_template_kwargs
+from moodpo.records import Prompt, TokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "DEFAULT_FORMAT",
+    "DIRECTIVES",
+    "PHRASES",
+    "WEIGHT_FORMATS",
+    "Conditioner",
+]
+
+# The one format that we measured to steer a small model within minutes: docs/conditioning.md.
+DEFAULT_FORMAT = "grouped"
+# Percent: what has less, of what it and the strongest weigh together, is not asked for at all.
+DIRECTIVE_FLOOR, VERBAL_FLOOR = 5, 15
+GROUP_WIDTH = 20  # percentage points that weights of one group may lie apart
+
+PHRASES: Mapping[str, str] = {
+    "helpful": "helpful",
+    "harmless": "harmless",
+    "humor": "funny",
+    "deberta": "high-quality",
+    "summary": "complete",
+    "faithful": "faithful to the text",
+    "positivity": "cheerful and positive",
+    "objectivity": "neutral and factual",
+    "neutrality": "neutral in tone",
+    "brevity": "brief",
+    "detail": "detailed",
+    "plainness": "plain and simple",
+    "richness": "learned in your words",
+}
+"""How an objective reads in a sentence such as "Be very …"; its own name where absent."""
+
+DIRECTIVES: Mapping[str, str] = {
+    "helpful": "Help as much as you can.",
+    "harmless": "Avoid anything that could do harm.",
+    "humor": "Be funny.",
+    "deberta": "Give the best answer you can.",
+    "summary": "Cover everything that matters.",
+    "faithful": "Say only what the text says.",
+    "positivity": "Answer with great joy, love and enthusiasm!",
+    "objectivity": "Give only plain facts.",
+    "neutrality": "Answer in a neutral, dry tone.",
+    "brevity": "Answer in one short sentence.",
+    "detail": "Explain in depth, with many details and examples.",
+    "plainness": "Write simply, as for a small child, with short words.",
+    "richness": "Use a learned, academic style.",
+}
+"""What asks for an objective by itself, for the `directive` format."""
+
+_GRADES = (  # from so many percent on
+    (85, "extremely"),
+    (60, "very"),
+    (40, "fairly"),
+    (0, "slightly"),
+)
+
+MILLION = 1_000_000  # of what weights are written in: nothing finer changes a text
+
+Millionths = Sequence[int]
+"""Weights in millionths, K or those of the objectives that a part of a text speaks of."""
+
+
+def _decimal(weights: Millionths, names: Sequence[str]) -> str:
+    return ", ".join(f"{n} {text}" for n, text in zip(names, _decimals(weights), strict=True))
+
+
+def _percent(weights: Millionths, names: Sequence[str]) -> str:
+    return ", ".join(f"{n} {p}%" for n, p in zip(names, _apportion(weights, 100), strict=True))
+
+
+def _unary(weights: Millionths, names: Sequence[str]) -> str:
+    shares = _apportion(weights, 10)
+    # Spaces keep one token per mark: tokenizers merge runs like "#######" unpredictably.
+    bars = [" ".join("#" * abs(p) + "-" * (10 - abs(p))) for p in shares]
+    signs = ["minus " if p < 0 else "" for p in shares]
+    return ", ".join(f"{n} {s}[{b}]" for n, s, b in zip(names, signs, bars, strict=True))
+
+
+def _verbal(weights: Millionths, phrases: Sequence[str]) -> str:
+    asked = _asked_for(weights, phrases, floor=VERBAL_FLOOR)
+    return ", ".join(_grade(weight, phrase) for weight, phrase in asked)
+
+
+def _directive(weights: Millionths, sentences: Sequence[str]) -> str:
+    asked = _asked_for(_apportion(weights, 100), sentences, floor=DIRECTIVE_FLOOR)
+    return " ".join(f"{_share(share)}: {text}" for share, text in asked)
+
+
+def _grouped(weights: Millionths, sentences: Sequence[str]) -> str:
+    # Of two sentences a small model follows the first, whatever their percentages: without groups
+    # an even balance reads like three quarters of whatever happens to come first.
+    groups: list[list[tuple[int, str]]] = []
+    for share, text in _asked_for(_apportion(weights, 100), sentences, floor=DIRECTIVE_FLOOR):
+        if groups and abs(groups[-1][0][0]) - abs(share) <= GROUP_WIDTH:
+            groups[-1].append((share, text))
+        else:
+            groups.append([(share, text)])
+    return " ".join(map(_group, groups))
+
+
+def _group(members: Sequence[tuple[int, str]]) -> str:
+    shares = ", ".join(_share(share) for share, _ in members)
+    heading = shares if len(members) == 1 else f"Balanced ({shares})"
+    return f"{heading}: {' '.join(text for _, text in members)}"
+
+
+def _asked_for(
+    weights: Sequence[int], texts: Sequence[str], *, floor: int
+) -> list[tuple[int, str]]:
+    """Weights or shares with what asks for them, the strongest first, equals as they stand.
+
+    The floor is relative to the strongest: of many objectives that matter alike, all are said.
+    """
+    # The strongest first: instruction-tuned models follow what they read first and most clearly.
+    ranked = sorted(zip(weights, texts, strict=True), key=lambda pair: -abs(pair[0]))
+    strongest = abs(ranked[0][0])
+    return [(w, text) for w, text in ranked if 100 * abs(w) >= floor * (abs(w) + strongest)]
+
+
+def _share(share: int) -> str:
+    # Of more than 200 equal objectives each has less than half a percent.
+    return f"{abs(share) or '<1'}%{' against' if share < 0 else ''}"
+
+
+_RENDERERS: dict[str, tuple[str, Callable[[Millionths, Sequence[str]], str]]] = {
+    "decimal": ("Objective weights: {weights}.", _decimal),
+    "percent": ("Objective weights: {weights}.", _percent),
+    "unary": ("Objective weights: {weights}.", _unary),
+    "verbal": ("Be {weights}.", _verbal),
+    "directive": ("{weights}", _directive),
+    "grouped": ("{weights}", _grouped),
+}
+WEIGHT_FORMATS: tuple[str, ...] = tuple(_RENDERERS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioner:
+    """Writes weights into the system instruction, always the same way.
+
+    Attributes:
+        objectives: Names in the order of every weight vector.
+        weight_format: `decimal` (0.70), `percent` (70%), `unary` (a bar of ten per objective),
+            `verbal` (words graded by weight), `directive` (a sentence per objective behind its
+            percentage), `grouped` (the same, objectives of nearly equal weight together), or
+            several joined by `+`, as in `verbal+decimal`.
+        template: The user's own instruction in place of the default. `{weights}` stands for the
+            weights in `weight_format`, `{NAME}` for one objective's two-decimal weight.
+        phrases: What `verbal` says for an objective, such as `positivity: cheerful and
+            positive`; the objective's name where absent.
+        directives: What `directive` and `grouped` say for an objective: a full sentence that
+            asks for it; `Be PHRASE.` where absent.
+        prompt_template: Frames the user's text for the policy, `{prompt}` standing for it, as in
+            `Summarize this post: {prompt}`. Rewards still see the raw prompt.
+        lower_bounds: Objectives that a lower bound may be asked of, with the lowest and the
+            highest in raw reward. A bound follows the weights: `Keep harmless at least 0.3.`
+        signed: Objectives whose weight may be negative; `against` then stands for less.
+        chat_template_kwargs: Values for variables of the policy's chat template, such as
+            `{"enable_thinking": False}`.
+    """
+
+    objectives: tuple[str, ...]
+    weight_format: str = DEFAULT_FORMAT
+    template: str | None = None
+    phrases: Mapping[str, str] = field(default_factory=dict)
+    directives: Mapping[str, str] = field(default_factory=dict)
+    prompt_template: str | None = None
+    lower_bounds: Mapping[str, BoundRange] = field(default_factory=dict)
+    signed: tuple[str, ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        object.__setattr__(self, "signed", tuple(self.signed))
+        template_kwargs = read_template_kwargs(self.chat_template_kwargs)
+        object.__setattr__(self, "chat_template_kwargs", template_kwargs)
+        for what, names in (("lower_bounds", self.lower_bounds), ("signed", self.signed)):
+            if unknown := [name for name in names if name not in self.objectives]:
+                raise ConfigError(
+                    f"{what} names {unknown[0]!r}, but the objectives are "
+                    f"{', '.join(self.objectives)}. Name one of them."
+                )
+        for part in self.weight_format.split("+"):
+            if part not in _RENDERERS:
+                raise ConfigError(
+                    f"Unknown weight_format {part!r}. Choose from {', '.join(WEIGHT_FORMATS)}, or "
+                    "join several with '+', as in 'verbal+decimal'."
+                )
+        if self.template is not None:
+            _check_template(self.template, self.objectives)
+        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
+            raise ConfigError(
+                f"The prompt template {self.prompt_template!r} has no {{prompt}}. Say where the "
+                "user's text goes."
+            )
+
+    @classmethod
+    def of(cls, objectives: Sequence[str], **settings: Any) -> Conditioner:
+        """A conditioner that says known objectives in our words (`PHRASES`, `DIRECTIVES`).
+
+        Args:
+            objectives: K names, in order.
+            **settings: Further attributes.
+        """
+        return cls(
+            objectives=tuple(objectives),
+            phrases={name: PHRASES[name] for name in objectives if name in PHRASES},
+            directives={name: DIRECTIVES[name] for name in objectives if name in DIRECTIVES},
+            **settings,
+        )
+
+    def instruction(self, weights: Sequence[float], bounds: Sequence[float] | None = None) -> str:
+        """The system instruction for one weight vector.
+
+        Args:
+            weights: K values on the simplex, in the order of `objectives`; signed ones may be
+                negative, `Σ_k |w_k| = 1`.
+            bounds: K lower bounds in raw reward, NaN where there is none.
+
+        Returns:
+            One line of text.
+        """
+        text = self._weights_text(weights)
+        named = zip(self.objectives, bounds or (), strict=bounds is not None)
+        asked = [
+            f"{name} at least {round_bound(bound, self.lower_bounds.get(name, (bound, bound))):g}"
+            for name, bound in named
+            if not math.isnan(bound)
+        ]
+        return f"{text} Keep {' and '.join(asked)}." if asked else text
+
+    def _weights_text(self, weights: Sequence[float]) -> str:
+        if len(weights) != len(self.objectives):
+            raise WeightsError(wrong_count(len(weights), self.objectives))
+        exact = _millionths(weights)
+        parts = self.weight_format.split("+")
+        rendered = [self._render(part, exact) for part in parts]
+        if self.template is not None:
+            named = dict(zip(self.objectives, _decimals(exact), strict=True))
+            return _fill(self.template, {**named, "weights": "; ".join(rendered)})
+        frames = [_RENDERERS[part][0] for part in parts]
+        return " ".join(
+            frame.format(weights=text) for frame, text in zip(frames, rendered, strict=True)
+        )
+
+    def messages(
+        self,
+        prompt: Prompt,
+        weights: Sequence[float] | None,
+        bounds: Sequence[float] | None = None,
+    ) -> list[dict[str, str]]:
+        """The conversation the policy sees.
+
+        Args:
+            prompt: The raw prompt; its own system turn, if any, follows the weight instruction.
+            weights: K values on the simplex, or None for the unconditioned conversation.
+            bounds: K lower bounds, NaN where there is none.
+
+        Returns:
+            Messages, the instruction first as a system turn.
+        """
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        conversation = [dict(turn) for turn in turns]
+        if self.prompt_template is not None:
+            # replace, not format: braces in the user's text are the user's
+            text = self.prompt_template.replace("{prompt}", conversation[-1]["content"])
+            conversation[-1]["content"] = text
+        if weights is None:
+            return conversation
+        instruction = self.instruction(weights, bounds)
+        if conversation and conversation[0]["role"] == "system":
+            own = conversation.pop(0)["content"]
+            instruction = f"{instruction}\n\n{own}"
+        return [{"role": "system", "content": instruction}, *conversation]
+
+    def encode(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Prompt,
+        weights: Sequence[float] | None,
+        bounds: Sequence[float] | None = None,
+    ) -> TokenIds:
+        """Token ids of the conditioned prompt, up to where the completion starts.
+
+        Text of the prompt can never become control tokens: where it spells one, such as
+        `<|im_start|>`, it is tokenized as plain characters (transformers#29279).
+
+        Args:
+            tokenizer: The policy's tokenizer.
+            prompt: The raw prompt.
+            weights: K values on the simplex, or None for the unconditioned prompt.
+            bounds: K lower bounds, NaN where there is none.
+
+        Returns:
+            Token ids, special tokens included.
+
+        Raises:
+            DataError: If the chat template refuses the conversation.
+        """
+        messages = self.messages(prompt, weights, bounds)
+        try:
+            return encode_messages(tokenizer, messages, self.chat_template_kwargs)
+        except Exception as error:
+            if (refusal := _refusal(messages, error)) is not None:
+                raise refusal from error
+            raise
+
+    def longest_bounds(self) -> tuple[float, ...]:
+        """Bounds whose text is as long as that of any others, for the lengths of prompts."""
+        return tuple(
+            max(_between(*self.lower_bounds[name]), key=lambda bound: len(f"{bound:g}"))
+            if name in self.lower_bounds
+            else math.nan
+            for name in self.objectives
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description, for `moodpo.json`."""
+        described: dict[str, Any] = {
+            "objectives": list(self.objectives),
+            "weight_format": self.weight_format,
+            "template": self.template,
+            "phrases": dict(self.phrases),
+            "directives": dict(self.directives),
+            "prompt_template": self.prompt_template,
+        }
+        # Only where they are used: what was written without them still reads as the same.
+        if self.lower_bounds:
+            described["lower_bounds"] = {n: list(r) for n, r in self.lower_bounds.items()}
+        if self.signed:
+            described["signed"] = list(self.signed)
+        if self.chat_template_kwargs:
+            described["chat_template_kwargs"] = dict(self.chat_template_kwargs)
+        return described
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Conditioner:
+        """The conditioner that `to_dict` described."""
+        bounds = values.get("lower_bounds", {})
+        ranges = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+        return cls(**{**values, "lower_bounds": ranges})
+
+    def _render(self, part: str, weights: Millionths) -> str:
+        if part not in ("verbal", "directive", "grouped"):
+            return _RENDERERS[part][1](weights, self.objectives)
+        # By name, so that equals stand in one order however the objectives do.
+        names, values = zip(*sorted(zip(self.objectives, weights, strict=True)), strict=True)
+        texts = [self.phrases.get(name, name) for name in names]
+        if part != "verbal":
+            texts = [self.directives.get(n, f"Be {t}.") for n, t in zip(names, texts, strict=True)]
+        return _RENDERERS[part][1](values, texts)
+
+
+def _millionths(weights: Sequence[float]) -> list[int]:
+    """Weights in whole millionths.
+
+    By way of float32, so that a number reads the same before and after a tensor has held it.
+    """
+    if bad := [w for w in weights if not math.isfinite(w)]:
+        raise WeightsError(f"Weights must be finite; got {float(bad[0])}.")
+    return [round(c_float(float(w)).value * MILLION) for w in weights]
+
+
+def _apportion(weights: Millionths, units: int) -> list[int]:
+    """Whole shares of `units`, each less than one unit from exact: the largest remainders.
+
+    What remains of the units goes to the largest remainders, among equal ones to the larger
+    weights. Equal weights get equal shares: where the units left do not do for all of them, all
+    are rounded to the nearer share, the half upward, and the sum is not quite `units`. Nothing
+    depends on the order of the weights.
+    """
+    sizes = [abs(w) for w in weights]
+    shares = [size * units // MILLION for size in sizes]
+    left = round(sum(sizes) * units / MILLION) - sum(shares)
+    claims = defaultdict(list)  # (remainder, weight): who has them
+    for k, size in enumerate(sizes):
+        claims[size * units % MILLION, size].append(k)
+    for (remainder, _), equals in sorted(claims.items(), reverse=True):
+        if left <= 0 or (len(equals) > left and 2 * remainder < MILLION):
+            break
+        for k in equals:
+            shares[k] += 1
+        left -= len(equals)
+    return [-share if w < 0 else share for share, w in zip(shares, weights, strict=True)]
+
+
+def _decimals(weights: Millionths) -> list[str]:
+    return [f"{share / 100:.2f}" for share in _apportion(weights, 100)]
+
+
+def _grade(weight: int, phrase: str) -> str:
+    adverb = next(adverb for percent, adverb in _GRADES if 100 * abs(weight) >= percent * MILLION)
+    return f"{adverb} far from {phrase}" if weight < 0 else f"{adverb} {phrase}"
+
+
+def _between(low: float, high: float) -> list[float]:
+    """Bounds of a range, some of which need all the digits that are written."""
+    shares = (0.0, 0.123456, 0.654321, 1.0)
+    return [round_bound(low + share * (high - low), (low, high)) for share in shares]
+
+
+def _refusal(messages: Sequence[Mapping[str, str]], error: Exception) -> DataError | None:
+    """What to say of a conversation that its chat template refused; None of other errors."""
+    from moodpo._upstream import template_error  # not at the top: it takes long to import
+
+    if not isinstance(error, template_error()):
+        return None
+    said = " ".join(str(error).split()).rstrip(".")
+    roles = ", ".join(turn["role"] for turn in messages)
+    return DataError(
+        f"the policy's chat template refuses the conversation: {said}. Change its turns ({roles}), "
+        "or the template."
+    )
+
+
+def _check_template(template: str, objectives: Sequence[str]) -> None:
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(
+            f"The instruction template {template!r} is malformed: {error}. Write literal braces "
+            "as {{ and }}."
+        ) from None
+    if "weights" in objectives:
+        raise ConfigError(
+            "An objective is named 'weights', which in an instruction template stands for all "
+            "weights. Rename the objective, or leave the template out."
+        )
+    for _, name, form, conversion in parts:
+        if form or conversion:
+            raise ConfigError(
+                f"The instruction template {template!r} formats {name!r}; weights are always "
+                f"written alike. Write {{{name}}} alone."
+            )
+    fields = {name for _, name, _, _ in parts if name is not None}
+    unknown = fields - {"weights", *objectives}
+    missing = [] if "weights" in fields else [n for n in objectives if n not in fields]
+    if unknown or missing:
+        problem = f"unknown fields {sorted(unknown)}" if unknown else f"no field for {missing}"
+        raise ConfigError(
+            f"The instruction template {template!r} has {problem}. Use {{weights}}, or one field "
+            f"per objective: {', '.join('{' + n + '}' for n in objectives)}."
+        )
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """A checked template's text; `str.format` would read the dot in an objective's name."""
+    parts = string.Formatter().parse(template)
+    return "".join(text + ("" if name is None else values[name]) for text, name, _, _ in parts)

@@ -1,0 +1,1 @@
+"""Data: prompts from wherever they lie."""

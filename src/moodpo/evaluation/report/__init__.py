@@ -1,0 +1,1 @@
+"""Report: draws what evaluation measured."""

@@ -1,0 +1,167 @@
+"""Savable: what a run needs at its end, tried at its start.
+
+Configurations and tokenizer are written into a temporary folder; weights are not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from moodpo.errors import ConfigError
+from moodpo.files import write_json
+from moodpo.models.embedded import POLICY_PACKAGE, is_embedded, recorded_name
+
+__all__ = [
+    "absolute_folder",
+    "check_savable",
+    "describe_base",
+    "name_base",
+    "prepare_saving",
+    "record_base",
+    "repair_generation_config",
+    "with_recorded_path",
+]
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def absolute_folder(model: str | None) -> str | None:
+    """A model's folder whatever the working directory becomes; ids and None as they are."""
+    if model is None or not Path(model).expanduser().is_dir():
+        return model
+    return os.path.abspath(Path(model).expanduser())
+
+
+def prepare_saving(model: Any, tokenizer: Any, *, base: str | None) -> None:
+    """Makes a model that is about to be trained one that can be saved, or refuses it.
+
+    Args:
+        model: Changed in place: its generation config, or what its adapters lie on.
+        tokenizer: Saved beside it.
+        base: Folder or id of the model under its adapters, where known.
+
+    Raises:
+        ConfigError: If a part of it cannot be written.
+    """
+    if not hasattr(model, "peft_config"):
+        repair_generation_config(model)
+    name_base(model, base)
+    check_savable(model, tokenizer)
+
+
+def repair_generation_config(model: Any) -> None:
+    """Makes a generation config one that transformers agrees to save, and says what it changed.
+
+    Some checkpoints carry a temperature without `do_sample`, which is read but never written.
+
+    Args:
+        model: Changed in place where it has to be.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or (problem := _problem(config)) is None:
+        return
+    config.do_sample = True  # what a temperature asks for
+    what = "do_sample is set to True"
+    if _problem(config) is not None:
+        kept = {name: getattr(config, name, None) for name in _TOKEN_IDS}
+        model.generation_config = type(config)(**kept)
+        what = "only its token ids are kept"
+    logger.warning(
+        "The model's generation config could not be saved as it is: %s. In the saved one %s.",
+        problem,
+        what,
+    )
+
+
+def check_savable(model: Any, tokenizer: Any) -> None:
+    """Tries what saving needs, so that a run that could not end does not begin.
+
+    Args:
+        model: A transformers or PEFT model.
+        tokenizer: Saved beside it.
+
+    Raises:
+        ConfigError: Naming the part that cannot be written, and why.
+    """
+    adapters = getattr(model, "peft_config", None)
+    parts: list[tuple[str, Any]] = [("tokenizer", tokenizer)]
+    if adapters is None:
+        parts += [(name, getattr(model, name, None)) for name in ("config", "generation_config")]
+    else:
+        parts += [("adapter's config", config) for config in adapters.values()]
+    for what, part in parts:
+        if not hasattr(part, "save_pretrained"):
+            continue
+        with TemporaryDirectory(prefix="moodpo-") as folder:
+            try:
+                part.save_pretrained(str(Path(folder)))
+            except Exception as error:  # whatever a library or a custom class raises
+                raise ConfigError(
+                    f"The model's {what} cannot be saved: {type(error).__name__}: {error} Correct "
+                    "it before training, as everything trained would be lost."
+                ) from error
+
+
+def name_base(model: Any, base: str | None) -> None:
+    """Writes into every adapter of a model what it lies on, so that others find it.
+
+    The embedded model stays a folder here: of a Hub id, peft asks the Hub at every save.
+
+    Args:
+        model: Changed in place where it carries adapters.
+        base: Folder or id of the model under them; None leaves what they say.
+    """
+    for config in getattr(model, "peft_config", {}).values():
+        config.base_model_name_or_path = absolute_folder(base or config.base_model_name_or_path)
+
+
+def record_base(folder: str | Path, base: str | None) -> None:
+    """Writes into a saved adapter what it lies on, by the name that others know.
+
+    Args:
+        folder: Changed where it holds an adapter.
+        base: Folder or id of the model under it; None leaves what the adapter says.
+    """
+    path = Path(folder) / "adapter_config.json"
+    if base is None or not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**config, "base_model_name_or_path": recorded_name(base)})
+
+
+def describe_base(base: str | None, *, start: str | None) -> dict[str, Any]:
+    """What `moodpo.json` says of the model under the adapter.
+
+    Args:
+        base: Folder or id of the model, or `embedded`.
+        start: The checkpoint that training started from, if it is another.
+    """
+    record: dict[str, Any] = {
+        "path": None if base is None else recorded_name(base),
+        "start": None if start is None else recorded_name(start),
+    }
+    if base is not None and is_embedded(base):
+        record["package"] = POLICY_PACKAGE
+    return record
+
+
+def with_recorded_path(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A description whose `path` is what `recorded_name` makes of it."""
+    path = record.get("path")
+    return {**record, "path": recorded_name(path)} if isinstance(path, str) else dict(record)
+
+
+def _problem(config: Any) -> str | None:
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return " ".join(str(error).split()).partition(" -- ")[0][:200].rstrip(".")
+    return None

@@ -1,1 +1,0 @@
-"""Serving: a trained policy, asked with a weight vector."""

@@ -1,0 +1,485 @@
+import itertools
+import json
+import math
+import re
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from moodpo.conditioning.instruction import WEIGHT_FORMATS, Conditioner
+from moodpo.conditioning.weights import round_bound
+from moodpo.errors import ConfigError, WeightsError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = (
+    "{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+)
+SILENT_SYSTEM = (
+    "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}"
+    "{% endfor %}[assistant]"
+)
+CONTROL = ("<|im_start|>", "<|im_end|>")
+NAMES = ("helpful", "harmless")
+
+
+def make_tokenizer(chat_template=CHATML):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=CONTROL[1], extra_special_tokens=[CONTROL[0]]
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+TOKENIZER = make_tokenizer()
+
+
+def simplex(k):
+    return st.lists(st.floats(0.001, 1), min_size=k, max_size=k).map(
+        lambda values: [v / sum(values) for v in values]
+    )
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "expected"),
+    [
+        ("decimal", "Objective weights: helpful 0.70, harmless 0.30."),
+        ("percent", "Objective weights: helpful 70%, harmless 30%."),
+        (
+            "unary",
+            "Objective weights: helpful [# # # # # # # - - -], harmless [# # # - - - - - - -].",
+        ),
+        ("verbal", "Be very helpful, slightly harmless."),
+        ("directive", "70%: Be helpful. 30%: Be harmless."),
+        ("grouped", "70%: Be helpful. 30%: Be harmless."),
+        (
+            "verbal+decimal",
+            "Be very helpful, slightly harmless. Objective weights: helpful 0.70, harmless 0.30.",
+        ),
+    ],
+)
+def test_formats_by_hand(weight_format, expected):
+    conditioner = Conditioner(objectives=NAMES, weight_format=weight_format)
+    assert conditioner.instruction([0.7, 0.3]) == expected
+
+
+def test_verbal_grades_and_phrases():
+    conditioner = Conditioner(
+        objectives=("joy", "length"),
+        weight_format="verbal",
+        phrases={"joy": "cheerful", "length": "brief"},
+    )
+    sentences = [conditioner.instruction([w, 1 - w]) for w in (1.0, 0.7, 0.5, 0.25, 0.0)]
+    assert sentences == [
+        "Be extremely cheerful.",
+        "Be very cheerful, slightly brief.",
+        "Be fairly cheerful, fairly brief.",
+        "Be very brief, slightly cheerful.",
+        "Be extremely brief.",
+    ]
+
+
+def test_directives_say_the_strongest_first_and_leave_out_what_hardly_weighs():
+    conditioner = Conditioner(
+        objectives=("plain", "rich"),
+        weight_format="directive",
+        directives={"plain": "Write simply.", "rich": "Use a learned style."},
+    )
+    sentences = [conditioner.instruction([w, 1 - w]) for w in (1.0, 0.97, 0.5, 0.25)]
+    assert sentences == [
+        "100%: Write simply.",
+        "97%: Write simply.",
+        "50%: Write simply. 50%: Use a learned style.",
+        "75%: Use a learned style. 25%: Write simply.",
+    ]
+
+
+def test_nearly_equal_weights_stand_in_one_group():
+    conditioner = Conditioner(objectives=("a", "b", "c"), weight_format="grouped", signed=("c",))
+    vectors = {
+        (0.6, 0.4, 0.0): "Balanced (60%, 40%): Be a. Be b.",
+        (0.61, 0.39, 0.0): "61%: Be a. 39%: Be b.",
+        (0.5, 0.25, 0.25): "50%: Be a. Balanced (25%, 25%): Be b. Be c.",
+        # A group is as wide as its strongest member allows, however close its neighbors are.
+        (0.15, 0.5, 0.35): "Balanced (50%, 35%): Be b. Be c. 15%: Be a.",
+        (0.4, 0.3, -0.3): "Balanced (40%, 30%, 30% against): Be a. Be b. Be c.",
+        (0.0, 0.02, 0.98): "98%: Be c.",
+    }
+    assert {weights: conditioner.instruction(weights) for weights in vectors} == vectors
+
+
+@given(simplex(4))
+def test_groups_keep_the_order_and_the_numbers_of_directives(weights):
+    def content(weight_format):
+        conditioner = Conditioner(objectives=tuple("abcd"), weight_format=weight_format)
+        words = re.findall(r"\d+%|Be .", conditioner.instruction(weights))
+        return [w for w in words if "%" in w], [w for w in words if "%" not in w]
+
+    assert content("grouped") == content("directive")
+
+
+def written(weights, weight_format="percent", names="abcdefgh"):
+    """The numbers in an instruction, in the order of the weights, as whole shares."""
+    conditioner = Conditioner(
+        objectives=tuple(names[: len(weights)]), weight_format=weight_format, signed=tuple("ab")
+    )
+    parts = conditioner.instruction(weights).split(":")[1].rstrip(".").split(",")
+    if weight_format == "unary":
+        return [part.count("#") * (-1 if "minus" in part else 1) for part in parts]
+    numbers = [float(part.split()[-1].rstrip("%")) for part in parts]
+    return [round(n * (100 if weight_format == "decimal" else 1)) for n in numbers]
+
+
+UNITS = {"percent": 100, "decimal": 100, "unary": 10}
+# Ties and equal weights are what rounding gets wrong, and random floats hardly ever have them.
+COARSE = st.lists(st.integers(0, 40), min_size=2, max_size=6).filter(any)
+FINE = st.lists(st.floats(0.0, 1), min_size=2, max_size=6).filter(any)
+VECTORS = st.one_of(COARSE, FINE).map(lambda values: [v / math.fsum(values) for v in values])
+
+
+def float32(weights):
+    return torch.tensor(weights, dtype=torch.float32).tolist()
+
+
+@pytest.mark.parametrize("weight_format", UNITS)
+@given(weights=VECTORS)
+def test_shares_are_rounded_by_one_rule(weight_format, weights):
+    units = UNITS[weight_format]
+    shares = written(weights, weight_format)
+    # six decimals is what weights are read to
+    assert all(abs(s - w * units) < 1 + 1e-4 for s, w in zip(shares, weights, strict=True))
+    read = [round(w, 6) for w in float32(weights)]
+    for i, j in itertools.combinations(range(len(read)), 2):
+        if read[i] == read[j]:
+            assert shares[i] == shares[j]
+        else:  # what weighs more is never shown with less
+            assert (shares[i] - shares[j]) * (read[i] - read[j]) >= 0
+    if len(set(read)) == len(read):
+        assert sum(shares) == units
+
+
+@pytest.mark.parametrize("weight_format", UNITS)
+@given(weights=VECTORS, random=st.randoms(use_true_random=False))
+def test_the_order_of_objectives_decides_nothing_about_shares(weight_format, weights, random):
+    order = random.sample(range(len(weights)), len(weights))
+    shares = written(weights, weight_format)
+    assert written([weights[k] for k in order], weight_format) == [shares[k] for k in order]
+
+
+@pytest.mark.parametrize("weight_format", ["verbal", "directive", "grouped"])
+@given(weights=VECTORS, random=st.randoms(use_true_random=False))
+def test_sentences_read_alike_in_any_order_of_objectives(weight_format, weights, random):
+    order = random.sample(range(len(weights)), len(weights))
+    here, there = (
+        Conditioner(objectives=tuple("abcdef"[k] for k in some), weight_format=weight_format)
+        for some in (range(len(weights)), order)
+    )
+    assert here.instruction(weights) == there.instruction([weights[k] for k in order])
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+@given(weights=VECTORS)
+def test_a_tensor_changes_no_text(weight_format, weights):
+    names = tuple("abcdef"[: len(weights)])
+    conditioner = Conditioner(objectives=names, weight_format=weight_format)
+    assert conditioner.instruction(float32(weights)) == conditioner.instruction(weights)
+
+
+@given(st.integers(0, 100), st.integers(0, 100))
+def test_two_decimals_are_written_as_they_are(first, second):
+    first, second = sorted((first, second))
+    shares = [first, second - first, 100 - second]
+    assert written([s / 100 for s in shares], "decimal") == shares
+    assert written(float32([s / 100 for s in shares])) == shares
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "weights", "shares"),
+    [
+        ("decimal", [0.125, 0.875], [12, 88]),  # of a tie, the larger weight gets the unit
+        ("decimal", [0.875, 0.125], [88, 12]),
+        ("percent", [0.145, 0.855], [14, 86]),
+        ("percent", [0.005, 0.995], [0, 100]),
+        ("percent", [0.005, 0.105, 0.89], [0, 11, 89]),
+        ("percent", [-0.125, 0.875], [-12, 88]),
+        ("percent", [1 / 7, 6 / 7], [14, 86]),
+        ("percent", [1 / 3, 1 / 3, 1 / 3], [33, 33, 33]),  # equals are equal, whatever the sum
+        ("percent", [1 / 6] * 6, [17] * 6),
+        ("percent", [0.495, 0.495, 0.01], [50, 50, 1]),
+        ("percent", [0.5, -0.5], [50, -50]),
+        ("unary", [0.9, 0.05, 0.05], [9, 1, 1]),
+        ("unary", [0.15, 0.85], [1, 9]),
+        ("unary", [0.55, 0.45], [6, 4]),
+        ("unary", [0.5, 0.25, 0.25], [5, 3, 3]),
+    ],
+)
+def test_ties_and_equals_by_hand(weight_format, weights, shares):
+    assert written(weights, weight_format) == shares
+    assert written(float32(weights), weight_format) == shares
+
+
+def test_the_embedded_defaults_instructions_are_what_they_were():
+    conditioner = Conditioner.of(("plainness", "richness"))
+    plain = "Write simply, as for a small child, with short words."
+    rich = "Use a learned, academic style."
+    for write in (list, float32):
+        assert [conditioner.instruction(write([w, 1 - w])) for w in (0, 0.25, 0.5, 0.75, 1)] == [
+            f"100%: {rich}",
+            f"75%: {rich} 25%: {plain}",
+            f"Balanced (50%, 50%): {plain} {rich}",
+            f"75%: {plain} 25%: {rich}",
+            f"100%: {plain}",
+        ]
+
+
+@pytest.mark.parametrize("weight_format", ["verbal", "directive", "grouped"])
+@pytest.mark.parametrize("count", [2, 7, 20, 21, 25, 100, 250])
+def test_many_equal_objectives_are_all_asked_for(weight_format, count):
+    names = tuple(f"n{k}" for k in range(count))
+    conditioner = Conditioner(objectives=names, weight_format=weight_format)
+    text = conditioner.instruction([1 / count] * count)
+    assert sorted(re.findall(r"n\d+", text)) == sorted(names)
+    assert "0%" not in text.replace("50%", "")
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ((0.9, 0.1), "Be extremely helpful."),  # not "not harmless", which asks for harm
+        ((1.0, 0.0), "Be extremely helpful."),
+        ((0.85, 0.15), "Be extremely helpful, slightly harmless."),
+        ((0.0, 1.0), "Be extremely harmless."),
+        ((0.4, 0.6), "Be very harmless, fairly helpful."),
+        ((0.95, -0.05), "Be extremely helpful."),
+        ((0.8, -0.2), "Be very helpful, slightly far from harmless."),
+        ((0.0, -1.0), "Be extremely far from harmless."),
+    ],
+)
+def test_a_weight_of_nothing_asks_for_nothing(weights, text):
+    conditioner = Conditioner(objectives=NAMES, weight_format="verbal", signed=("harmless",))
+    assert conditioner.instruction(weights) == text
+    assert conditioner.instruction(float32(weights)) == text
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+@given(weights=VECTORS)
+def test_no_instruction_is_empty(weight_format, weights):
+    names = tuple("abcdef"[: len(weights)])
+    text = Conditioner(objectives=names, weight_format=weight_format).instruction(weights)
+    assert re.search("[a-f]", text.replace("Be ", "").replace("Objective weights", ""))
+    assert not re.search("[^ -]not ", text)
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(weight):
+    with pytest.raises(WeightsError, match="finite"):
+        Conditioner(objectives=NAMES).instruction([weight, 0.5])
+
+
+def test_user_templates():
+    named = Conditioner(objectives=NAMES, template="H={helpful} S={harmless}")
+    assert named.instruction([0.7, 0.3]) == "H=0.70 S=0.30"
+    whole = Conditioner(
+        objectives=NAMES, weight_format="decimal", template="Mix {{now}}: {weights}"
+    )
+    assert whole.instruction([0.7, 0.3]) == "Mix {now}: helpful 0.70, harmless 0.30"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("{helpful} only", "{weights} {typo}", "{weights", "nothing", "{} {weights}", "{0}"),
+        *("{weights:>9}", "{weights!r}", "{helpful:.3f} {harmless}", "{weights:{helpful}}"),
+        *("{weights.real}", "{weights[0]}"),
+    ],
+)
+def test_templates_that_cannot_work_are_refused(template):
+    with pytest.raises(ConfigError, match="template"):
+        Conditioner(objectives=NAMES, template=template)
+
+
+def test_an_objective_may_be_named_as_it_likes():
+    names = ("a.b", "c d", "e-f[0]")
+    conditioner = Conditioner(objectives=names, template="{a.b} {c d} {e-f[0]} {{x}} {weights}")
+    text = conditioner.instruction([0.25, 0.25, 0.5])
+    assert text.startswith("0.25 0.25 0.50 {x} 50%: Be e-f[0]. Balanced (25%, 25%): Be a.b.")
+    braces = Conditioner(objectives=("{", "x:y", "weights"), weight_format="verbal+decimal")
+    assert braces.instruction([0.2, 0.8, 0]) == (
+        "Be very x:y, slightly {. Objective weights: { 0.20, x:y 0.80, weights 0.00."
+    )
+    assert Conditioner(objectives=("x:y", "b"), template="{weights}").instruction([0, 1])
+
+
+def test_an_objective_named_weights_and_a_template_are_refused():
+    with pytest.raises(ConfigError, match="named 'weights'"):
+        Conditioner(objectives=("weights", "b"), template="{weights} {b}")
+
+
+def test_unknown_formats_are_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="decimal, percent, unary, verbal, directive, grouped"):
+        Conditioner(objectives=NAMES, weight_format="verbal+roman")
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+def test_round_trip_through_a_dictionary(weight_format):
+    conditioner = Conditioner(
+        objectives=NAMES, weight_format=weight_format, phrases={"helpful": "of use"}
+    )
+    assert Conditioner.from_dict(conditioner.to_dict()) == conditioner
+
+
+def test_messages_put_the_instruction_before_the_prompts_own_system_turn():
+    conditioner = Conditioner(objectives=NAMES)
+    own = [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hi"}]
+    messages = conditioner.messages(own, [0.5, 0.5])
+    assert messages[0]["content"] == f"{conditioner.instruction([0.5, 0.5])}\n\nRhyme."
+    assert [m["role"] for m in messages] == ["system", "user"]
+    assert own[0]["content"] == "Rhyme."  # the input is left as it was
+    assert conditioner.messages("Hi", None) == [{"role": "user", "content": "Hi"}]
+
+
+def test_prompt_templates_frame_the_users_text_alone():
+    conditioner = Conditioner(objectives=NAMES, prompt_template="Summarize: {prompt}")
+    messages = conditioner.messages("a {prompt} of {braces}", [0.5, 0.5])
+    assert messages[1]["content"] == "Summarize: a {prompt} of {braces}"
+    with pytest.raises(ConfigError, match=r"no \{prompt\}"):
+        Conditioner(objectives=NAMES, prompt_template="Summarize:")
+
+
+def test_encode_equals_the_chat_template():
+    conditioner = Conditioner(objectives=NAMES)
+    expected = TOKENIZER.apply_chat_template(
+        conditioner.messages("Tell me.", [0.7, 0.3]), add_generation_prompt=True
+    )["input_ids"]
+    assert list(conditioner.encode(TOKENIZER, "Tell me.", [0.7, 0.3])) == expected
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(CONTROL), st.text(max_size=5), st.just("\ue0000\ue001"))))
+def test_no_prompt_can_write_control_tokens(parts):
+    text = "".join(parts)
+    conditioner = Conditioner(objectives=NAMES)
+    ids = conditioner.encode(TOKENIZER, text, [0.7, 0.3])
+    control = [i for i in ids if i in TOKENIZER.all_special_ids]
+    # system, user and assistant turns: three starts, two ends, whatever the text says
+    start, end = TOKENIZER.convert_tokens_to_ids(CONTROL)
+    assert control == [start, end, start, end, start]
+    frame = conditioner.encode(TOKENIZER, "", [0.7, 0.3])
+    body = TOKENIZER(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    at = len(frame) - len(TOKENIZER(f"{CONTROL[1]}\n{CONTROL[0]}assistant\n")["input_ids"])
+    assert list(ids) == [*frame[:at], *body, *frame[at:]]
+
+
+def test_a_prompt_that_imitates_the_instruction_changes_only_its_own_turn():
+    conditioner = Conditioner(objectives=NAMES)
+    fake = conditioner.instruction([0.0, 1.0])
+    messages = conditioner.messages(fake, [1.0, 0.0])
+    assert messages[0]["content"] == conditioner.instruction([1.0, 0.0])
+    assert messages[1] == {"role": "user", "content": fake}
+
+
+@pytest.mark.parametrize("chat_template", [NO_SYSTEM, SILENT_SYSTEM])
+def test_templates_without_a_system_role_fold_the_instruction_into_the_first_user_turn(
+    chat_template,
+):
+    tokenizer = make_tokenizer(chat_template)
+    conditioner = Conditioner(objectives=NAMES)
+    text = tokenizer.decode(conditioner.encode(tokenizer, "Hi", [0.7, 0.3]))
+    assert text == f"[user]{conditioner.instruction([0.7, 0.3])}\n\nHi[assistant]"
+
+
+def test_models_without_a_chat_template_get_the_plain_format():
+    tokenizer = make_tokenizer(None)
+    conditioner = Conditioner(objectives=NAMES)
+    text = tokenizer.decode(conditioner.encode(tokenizer, "Hi", [0.7, 0.3]))
+    assert text == f"{conditioner.instruction([0.7, 0.3])}\n\nHuman: Hi\n\nAssistant:"
+    dialog = [
+        {"role": "user", "content": "A"},
+        {"role": "assistant", "content": "B"},
+        {"role": "user", "content": "C"},
+    ]
+    text = tokenizer.decode(conditioner.encode(tokenizer, dialog, None))
+    assert text == "Human: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "expected"),
+    [
+        ("decimal", "Objective weights: helpful 0.30, harmless -0.70."),
+        ("percent", "Objective weights: helpful 30%, harmless -70%."),
+        (
+            "unary",
+            "Objective weights: helpful [# # # - - - - - - -], "
+            "harmless minus [# # # # # # # - - -].",
+        ),
+        ("verbal", "Be very far from harmless, slightly helpful."),
+        ("directive", "70% against: Be harmless. 30%: Be helpful."),
+    ],
+)
+def test_negative_weights_by_hand(weight_format, expected):
+    conditioner = Conditioner(objectives=NAMES, weight_format=weight_format, signed=("harmless",))
+    assert conditioner.instruction([0.3, -0.7]) == expected
+
+
+def test_bounds_follow_the_weights():
+    conditioner = Conditioner(
+        objectives=NAMES, weight_format="percent", lower_bounds={"harmless": (0.1, 0.5)}
+    )
+    text = "Objective weights: helpful 70%, harmless 30%."
+    nan = float("nan")
+    assert conditioner.instruction([0.7, 0.3]) == text
+    assert conditioner.instruction([0.7, 0.3], [nan, nan]) == text
+    bounded = conditioner.instruction([0.7, 0.3], [nan, 0.25])
+    assert bounded == f"{text} Keep harmless at least 0.25."
+    both = conditioner.instruction([0.7, 0.3], [-1.5, 0.25])
+    assert both == f"{text} Keep helpful at least -1.5 and harmless at least 0.25."
+    system, _ = conditioner.messages("Hi", [0.7, 0.3], [nan, 0.25])
+    assert system["content"] == bounded
+    with pytest.raises(ValueError, match="zip"):
+        conditioner.instruction([0.7, 0.3], [0.25])
+
+
+def test_what_may_be_asked_is_remembered_and_otherwise_not_spoken_of():
+    plain = Conditioner(objectives=NAMES)
+    assert not {"lower_bounds", "signed", "chat_template_kwargs"} & plain.to_dict().keys()
+    rich = Conditioner(
+        objectives=NAMES,
+        lower_bounds={"harmless": (0.1, 0.5)},
+        signed=("helpful",),
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    assert Conditioner.from_dict(json.loads(json.dumps(rich.to_dict()))) == rich
+
+
+@pytest.mark.parametrize("settings", [{"lower_bounds": {"humor": (0, 1)}}, {"signed": ["humor"]}])
+def test_preferences_about_unknown_objectives_are_refused(settings):
+    with pytest.raises(ConfigError, match="names 'humor', but the objectives are helpful"):
+        Conditioner(objectives=NAMES, **settings)
+
+
+@given(st.floats(-100, 100), st.floats(0, 100), st.floats(0, 1))
+def test_no_bound_takes_more_text_than_the_longest(low, width, share):
+    high = low + width
+    conditioner = Conditioner(objectives=NAMES, lower_bounds={"harmless": (low, high)})
+    longest = conditioner.longest_bounds()
+    assert math.isnan(longest[0])
+    other = (float("nan"), round_bound(low + share * width, (low, high)))
+    texts = [conditioner.instruction([1, 0], bounds) for bounds in (longest, other)]
+    assert len(texts[0]) >= len(texts[1]) - 3  # a sign, a digit more: what a range may cross
+
+
+def test_a_wrong_count_of_weights_is_refused():
+    with pytest.raises(WeightsError, match="3 entries"):
+        Conditioner(objectives=NAMES).instruction([1, 0, 0])

