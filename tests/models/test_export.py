@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from moodpo.cli.export import run as export
 from moodpo.manifest import RunManifest
-from moodpo.models import export
+from moodpo.models import export as module
 from moodpo.models.export import merge_adapter, untie_adapted
 from moodpo.policy import SteerablePolicy
 from tiny_policies import tiny_model, tiny_tokenizer
@@ -89,7 +89,7 @@ def test_merged_equals_unmerged_in_memory_and_on_disk(tmp_path, base, settings, 
 
 
 def test_a_merge_that_computes_something_else_is_not_returned(monkeypatch):
-    monkeypatch.setattr(export, "untie_adapted", lambda model: None)
+    monkeypatch.setattr(module, "untie_adapted", lambda model: None)
     assert merge_adapter(adapted(tied_llama(), target_modules=["lm_head"])) is None
 
 
@@ -136,7 +136,7 @@ def test_a_policy_on_a_tied_head_is_served_and_exported_right(
 ):
     folder, expected = policy
     if not merges:
-        monkeypatch.setattr(export, "untie_adapted", lambda model: None)
+        monkeypatch.setattr(module, "untie_adapted", lambda model: None)
     served = SteerablePolicy.from_pretrained(folder, device="cpu", dtype="float32").model
     assert isinstance(served, PeftModel) is not merges
     torch.testing.assert_close(logits(served), expected, atol=1e-4, rtol=1e-4)
