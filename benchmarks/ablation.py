@@ -82,16 +82,10 @@ ARMS: dict[str, dict[str, Any]] = {
         "weights_per_prompt": 2,
         "rpo_alpha": 0.2,
     },
-    "contrastive": {"contrastive_coefficient": 0.5},
     "per-objective": {"relabel": "none", "pairing": "per_objective"},
     "warm-start": {"relabel": "none", "warmup_steps_sft": 6},
     "corners": {"relabel": "none", "weight_sampler": "corners"},
     "front": {"relabel": "none", "weight_sampler": "front"},
-    "opposed-contrastive": {
-        "relabel": "none",
-        "weights_per_prompt": 2,
-        "contrastive_coefficient": 0.5,
-    },
 }
 """What differs from the defaults of `MOODPOConfig`, which relabel antithetically; `moodpo` is the
 embedded default, all of what helped together. Every arm trains all its pairs, in as many steps of

@@ -7,7 +7,6 @@ from hypothesis import given
 
 from moodpo.core.loss import (
     LOSS_TYPES,
-    contrastive_loss,
     dpo_loss,
     hinge_loss,
     imitation_loss,
@@ -123,37 +122,16 @@ def test_an_undivided_vote_is_the_loss_itself(loss_type):
     torch.testing.assert_close(reverse, plain)
 
 
-# One prompt, two completions: A wins under w (log-ratios 1 and -0.5), B under w' (0.25 and -1).
-CONTRAST = {
-    "policy_logps": torch.tensor([[-10.0, -12.5], [-7.75, -9.0], [-3.0, -4.0]]),
-    "ref_logps": torch.tensor([[-11.0, -12.0], [-8.0, -8.0], [-3.0, -5.0]]),
-    "prompts": torch.tensor([0, 0, 1]),
-    "candidates": torch.tensor([[0, 1], [1, 0], [0, 1]]),
-}
-
-
-def test_contrastive_loss_by_hand():
-    # A: 1 under w against -1 under w'; B: 0.25 under w' against -0.5 under w. Prompt 1 is alone.
-    loss = contrastive_loss(**CONTRAST, beta=0.2)
-    assert loss.item() == pytest.approx(softplus(-0.2 * 2.0) + softplus(-0.2 * 0.75))
-
-
-def test_one_weight_vector_has_nothing_to_contrast():
-    alone = {name: value[:1] for name, value in CONTRAST.items()}
-    assert contrastive_loss(**alone, beta=0.2).item() == 0.0
-
-
 def test_imitation_loss_by_hand():
     assert imitation_loss(POLICY, LENGTHS).tolist() == [5.0]
 
 
 def test_gradients_of_the_further_losses_are_those_of_finite_differences():
-    logps = CONTRAST["policy_logps"].double().requires_grad_()
-    ref_logps, votes = CONTRAST["ref_logps"].double(), torch.tensor([[0.7, 0.2]]).double()
-    fixed = {name: CONTRAST[name] for name in ("prompts", "candidates")}
+    logps = torch.tensor([[-10.0, -12.5], [-7.75, -9.0]]).double().requires_grad_()
+    ref_logps = torch.tensor([[-11.0, -12.0], [-8.0, -8.0]]).double()
+    votes = torch.tensor([[0.7, 0.2]]).double()
     lengths = torch.full_like(ref_logps, 3.0)
     for loss in (
-        lambda x: contrastive_loss(x, ref_logps, **fixed, beta=0.3),
         lambda x: imitation_loss(x, lengths),
         lambda x: voted_loss(x, ref_logps, lengths, votes, loss_type="sigmoid", beta=0.3),
     ):

@@ -58,7 +58,6 @@ def test_accumulation_changes_nothing_but_memory(tmp_path, lora):
     [
         {"num_generations": 4, "weights_per_prompt": 2, "relabel": "fresh", "num_relabels": 2},
         {"num_generations": 3, "relabel": "antithetic", "num_relabels": 3},
-        {"contrastive_coefficient": 0.5},
         {"label_temperature": 0.5},
         {"rpo_alpha": 0.5},
         {"pairing": "per_objective"},
@@ -91,7 +90,6 @@ def test_without_its_terms_the_loss_is_that_of_the_published_method(tmp_path):
     plain = make_trainer(tmp_path / "plain", **settings)
     plain.train()
     off = {
-        "contrastive_coefficient": 0.0,
         "relabel_min_importance": 1e-6,
         "warmup_steps_sft": 0,
         "rpo_alpha": 0.0,
@@ -146,7 +144,6 @@ def test_likelihood_is_added_to_preference(tmp_path):
     [
         ({"num_generations": 3, "weights_per_prompt": 2}, "multiple of weights_per_prompt"),
         ({"num_generations": 4, "pairing": "per_objective"}, "compares two completions"),
-        ({"contrastive_coefficient": 1.0, "relabel": "none"}, "there is one"),
         ({"relabel_min_importance": 0.5, "weights_per_prompt": 2}, "sampled under"),
         ({"num_generations": 1}, "num_generations must be at least 2"),
     ],

@@ -368,7 +368,7 @@ def _normalizer(
 
 def _member_args(args: MOODPOConfig, name: str) -> MOODPOConfig:
     own = copy.copy(args)
-    own.relabel, own.contrastive_coefficient = "none", 0.0  # there is one weight vector
+    own.relabel = "none"  # there is one weight vector
     own.num_generations, own.weights_per_prompt = NUM_COMPLETIONS, 1
     own.save_strategy = "no"
     own.output_dir = f"{args.output_dir}/{name}"

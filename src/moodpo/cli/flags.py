@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from moodpo.errors import ConfigError
+from moodpo.removed import refuse_removed
 
 __all__ = [
     "CommandParser",
@@ -171,6 +172,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], *, origin: str = 
         plain = name.lstrip("-").partition("=")[0].replace("-", "_")
         if plain in known or (plain.startswith("no_") and plain[3:] in known):
             continue
+        refuse_removed([plain])
         close = get_close_matches(plain, known, n=2)
         mark = "" if origin else "--"
         hint = f" Did you mean {' or '.join(mark + c for c in close)}?" if close else ""

@@ -17,7 +17,6 @@ from moodpo.errors import ConfigError
 __all__ = [
     "LOSS_TYPES",
     "LossType",
-    "contrastive_loss",
     "dpo_loss",
     "hinge_loss",
     "imitation_loss",
@@ -177,38 +176,6 @@ def voted_loss(
         return losses
     flipped = (values.flip(-1) for values in (policy_logps, ref_logps, lengths))
     return losses + votes[:, 1] * preference_loss(*flipped, **settings)
-
-
-def contrastive_loss(
-    policy_logps: Tensor,  # [P, 2] chosen, rejected
-    ref_logps: Tensor,  # [P, 2]
-    *,
-    prompts: Tensor,  # [P]
-    candidates: Tensor,  # [P, 2]
-    beta: float,
-) -> Tensor:
-    """What tells weights apart: a completion is to be likelier where it wins than where it loses.
-
-    For every completion y that is chosen under weights w and rejected under weights w' of the same
-    prompt, `-log σ(β [log π(y|w)/π_ref(y|w) - log π(y|w')/π_ref(y|w')])`: noise-contrastive
-    estimation with one negative, a lower bound of the information that y carries about the weights
-    (van den Oord et al. 2018, Eq. 5), on DPO's implicit rewards. DPO compares two completions under
-    one vector; this compares one completion under two. In the spirit of MI-EPO (arXiv 2607.01392).
-
-    Args:
-        policy_logps: `[P, 2]` in nats, summed over completion tokens.
-        ref_logps: `[P, 2]` of the reference.
-        prompts: `[P]` int64: pairs of one prompt have the same number.
-        candidates: `[P, 2]` int64: which of the prompt's completions are chosen and rejected.
-        beta: As in `dpo_loss`, per nat.
-
-    Returns:
-        The sum over all such completions, a scalar; 0 where there is none.
-    """
-    logratios = policy_logps - ref_logps  # [P, 2]
-    same = prompts[:, None] == prompts[None, :]
-    wins, loses = (same & (candidates[:, :1] == candidates[None, :, 1])).nonzero(as_tuple=True)
-    return -F.logsigmoid(beta * (logratios[wins, 0] - logratios[loses, 1])).sum()
 
 
 def imitation_loss(policy_logps: Tensor, lengths: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from transformers import TrainingArguments
 
@@ -20,6 +20,7 @@ from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
 from moodpo.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
 from moodpo.models.chat_templates import read_template_kwargs
+from moodpo.removed import refuse_removed
 from moodpo.training.inherited import check_inherited, check_launch
 from moodpo.training.samplers import WEIGHT_SAMPLERS, check_uniform
 
@@ -231,12 +232,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "votes for its own winner with its weight; two completions only).",
         choices=list(PAIRINGS),
     )
-    contrastive_coefficient: float = _setting(
-        "loss",
-        0.0,
-        "Weight of the term that makes a completion likelier under the weights it wins than under "
-        "those it loses; 0 is off.",
-    )
     warmup_steps_sft: int = _setting(
         "loss",
         0,
@@ -276,6 +271,11 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     )
 
     rooms: ClassVar[tuple[str, ...]] = ("rollout", "weights", "rewards", "loss", "logs")
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Refuses what earlier versions had before Python calls it an unexpected argument."""
+        refuse_removed(settings)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Checks ranges and what cannot work, then lets `TrainingArguments` do its own."""
@@ -368,12 +368,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
                 f"sampled under; got weights_per_prompt={self.weights_per_prompt}. Use 1, or 0 "
                 "importance."
             )
-        labelings = self.weights_per_prompt + (self.relabel != "none") * self.num_relabels
-        if self.contrastive_coefficient and labelings < 2:
-            raise ConfigError(
-                "contrastive_coefficient compares a prompt's weight vectors, and there is one. "
-                "Use relabel=antithetic, or weights_per_prompt=2."
-            )
 
     def _check_choices(self) -> None:
         for setting in fields(self):
@@ -381,6 +375,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             if "room" in setting.metadata and choices:
                 value = getattr(self, setting.name)
                 if value not in choices:
+                    refuse_removed([f"{setting.name}={value}"])
                     raise ConfigError(
                         f"{setting.name} must be one of {', '.join(choices)}; got {value!r}."
                     )

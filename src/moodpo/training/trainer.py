@@ -32,7 +32,7 @@ from transformers import (
 
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.importance import log_importance, matched_log_importance
-from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
+from moodpo.core.loss import imitation_loss, voted_loss
 from moodpo.core.pairing import gap_threshold
 from moodpo.core.seeds import derive_seed
 from moodpo.errors import ConfigError, RewardError, RewardSpecError
@@ -361,7 +361,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "num_generations",
                         "weights_per_prompt",
                         "pairing",
-                        "contrastive_coefficient",
                         "warmup_steps_sft",
                         "pair_fraction",
                         "learning_rate",
@@ -791,14 +790,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         total = losses.sum()
         if args.rpo_alpha:
             total = total + args.rpo_alpha * imitation_loss(policy_logps, lengths).sum()
-        if args.contrastive_coefficient:
-            total = total + args.contrastive_coefficient * contrastive_loss(
-                policy_logps,
-                ref_logps,
-                prompts=pairs.rows,
-                candidates=pairs.candidates,
-                beta=args.beta,
-            )
         return total * batch.scale
 
     # ---- Observation ----
