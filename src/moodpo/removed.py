@@ -12,6 +12,8 @@ from moodpo.errors import ConfigError
 __all__ = ["REMOVED", "refuse_removed"]
 
 REMOVED: Mapping[str, str] = {
+    "pairing": "The weighted utility decides a pair; votes per objective steered no better. "
+    "Leave it out.",
     "contrastive_coefficient": "It added nothing to relabeling. Leave it out.",
 }
 """Name of a setting, or NAME=VALUE where only that value went -> why, and what to use instead."""

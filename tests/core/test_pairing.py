@@ -8,7 +8,6 @@ from hypothesis import given
 from moodpo.core.loss import voted_loss
 from moodpo.core.pairing import (
     gap_threshold,
-    objective_votes,
     pair_completions,
     preference_probabilities,
 )
@@ -33,22 +32,6 @@ def test_the_best_of_several_meets_the_worst_of_them():
     assert pairing.order()[:2].tolist() == [[1, 2], [1, 2]]
     assert pairing.active.tolist() == [True, True, False]
     assert pairing.undefined.tolist() == [False, False, True]
-
-
-def test_votes_by_hand():
-    # The first objective prefers the first completion, the second the second; the third is tied.
-    rewards = torch.tensor([[[1.0, 0.0, 5.0], [0.0, 2.0, 5.0]], [[NAN, 1.0, 2.0], [0.0, 0.0, 3.0]]])
-    votes = objective_votes(rewards, torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
-    torch.testing.assert_close(votes, torch.tensor([[0.5, 0.3], [0.3, 0.2]]))
-
-
-def test_soft_votes_by_hand():
-    # σ(1 / 0.5) = 0.8808 and σ(-2 / 0.5) = 0.0180; a tie gives half to each side.
-    rewards = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 5.0], [NAN, 5.0]]])
-    votes = objective_votes(rewards, torch.tensor([[0.7, 0.3], [0.7, 0.3]]), temperature=0.5)
-    expected = torch.tensor([[0.7 * 0.8808 + 0.3 * 0.0180, 0.7 * 0.1192 + 0.3 * 0.9820]])
-    torch.testing.assert_close(votes[:1], expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(votes[1], torch.tensor([0.15, 0.15]))
 
 
 def test_preferences_by_hand():
@@ -126,9 +109,3 @@ def test_the_threshold_keeps_the_asked_fraction(gaps, fraction):
     values = torch.tensor(gaps)
     kept = int((values >= gap_threshold(values, fraction)).sum())
     assert kept == max(1, round(fraction * len(gaps)))
-
-
-def test_a_negative_weight_votes_for_the_lower_reward():
-    rewards = torch.tensor([[[1.0, 5.0], [0.0, 2.0]]])
-    votes = objective_votes(rewards, torch.tensor([[0.3, -0.7]]))
-    torch.testing.assert_close(votes, torch.tensor([[0.3, 0.7]]))

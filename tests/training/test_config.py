@@ -73,7 +73,6 @@ def test_no_clipping_is_written_as_zero_or_none(tmp_path):
     ("settings", "message"),
     [
         ({"lower_bounds": ["a=0.5:0.1"]}, "NAME=LOW:HIGH"),
-        ({"lower_bounds": ["a=1"], "pairing": "per_objective"}, "pairing=scalarize"),
         ({"signed_objectives": ["a"], "scalarization": "chebyshev"}, "Use linear"),
         ({"signed_objectives": ["a"], "weight_sampler": "front"}, "weight_sampler=front"),
         ({"bound_probability": 1.5}, "bound_probability must be at least 0 and at most 1"),

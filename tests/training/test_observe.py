@@ -68,8 +68,6 @@ def train_and_watch(folder, settings):
         ({**SPREAD, **ALL}, ("same", "same")),
         ({"num_generations": 4, **ALL}, ("vowels", "capitals")),
         ({"num_generations": 2, "weights_per_prompt": 2, **ALL}, ("vowels", "capitals")),
-        ({"pairing": "per_objective", **ALL}, ("vowels", "capitals")),
-        ({"pairing": "per_objective", "label_temperature": 0.3, **ALL}, ("vowels", "letters")),
     ],
 )
 def test_the_logged_choice_is_what_was_trained(tmp_path, settings, names):

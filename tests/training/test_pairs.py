@@ -33,12 +33,11 @@ def make_rollout(rewards, weights, completion_ids=None, relabel="none"):
     )
 
 
-def build(rollout, scalarization="linear", pairing="scalarize", label_temperature=0.0):
+def build(rollout, scalarization="linear", label_temperature=0.0):
     return build_pairs(
         rollout,
         normalizer=Normalizer("none", 2),
         scalarization=scalarization,
-        pairing=pairing,
         label_temperature=label_temperature,
         encode=lambda prompt, weights, _: (
             int(prompt[1:]),
@@ -152,18 +151,6 @@ def test_completions_from_their_own_weights_are_not_relabeled():
     pairs, _ = build(rollout)
     assert pairs.candidates.tolist() == [[0, 1], [0, 1]]
     assert pairs.relabeled.tolist() == [[False, False], [True, True]]
-
-
-def test_objectives_vote_by_hand():
-    # The first objective alone decides the utility; by vote the second, of weight 0.6, wins.
-    rollout = make_rollout([[[9.0, 0.0], [0.0, 1.0]]], [[0.4, 0.6]])
-    scalarized, _ = build(rollout)
-    assert scalarized.candidates.tolist() == [[0, 1]]
-    assert scalarized.votes.tolist() == [[1.0, 0.0]]
-    voted, _ = build(rollout, pairing="per_objective")
-    assert voted.candidates.tolist() == [[1, 0]]
-    torch.testing.assert_close(voted.votes, torch.tensor([[0.6, 0.4]]))
-    torch.testing.assert_close(voted.utilities, torch.tensor([[0.6, 3.6]]))
 
 
 def test_soft_labels_are_as_sure_as_the_weights_make_the_gap_wide():

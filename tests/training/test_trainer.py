@@ -60,7 +60,6 @@ def test_accumulation_changes_nothing_but_memory(tmp_path, lora):
         {"num_generations": 3, "relabel": "antithetic", "num_relabels": 3},
         {"label_temperature": 0.5},
         {"rpo_alpha": 0.5},
-        {"pairing": "per_objective"},
         {"warmup_steps_sft": 1},
     ],
     ids=lambda settings: next(iter(settings)),
@@ -143,7 +142,6 @@ def test_likelihood_is_added_to_preference(tmp_path):
     ("settings", "message"),
     [
         ({"num_generations": 3, "weights_per_prompt": 2}, "multiple of weights_per_prompt"),
-        ({"num_generations": 4, "pairing": "per_objective"}, "compares two completions"),
         ({"relabel_min_importance": 0.5, "weights_per_prompt": 2}, "sampled under"),
         ({"num_generations": 1}, "num_generations must be at least 2"),
     ],

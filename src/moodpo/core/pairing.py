@@ -13,7 +13,6 @@ from torch import Tensor
 __all__ = [
     "Pairing",
     "gap_threshold",
-    "objective_votes",
     "pair_completions",
     "preference_probabilities",
 ]
@@ -97,26 +96,6 @@ def preference_probabilities(gaps: Tensor, temperature: float = 0.0) -> Tensor:
     if temperature == 0.0:
         return (gaps > 0).to(gaps.dtype)
     return torch.sigmoid(gaps / temperature).nan_to_num(0.0)
-
-
-def objective_votes(rewards: Tensor, weights: Tensor, temperature: float = 0.0) -> Tensor:
-    """How much of the weight prefers each of two completions, objective by objective.
-
-    The label of per-objective pairing: the loss `Σ_k w_k L(chosen_k, rejected_k)` (MI-EPO,
-    arXiv 2607.01392, reads MO-ODPO's Eq. 5 so) is `p L(1 ≻ 2) + q L(2 ≻ 1)` with these votes.
-
-    Args:
-        rewards: `[B, 2, K]`; NaN and ties vote for nobody.
-        weights: `[B, K]` on the simplex; a negative weight votes for the lower reward.
-        temperature: Of `preference_probabilities`: above 0 every objective divides its vote.
-
-    Returns:
-        Votes `[B, 2]`: p for the first completion, q for the second.
-    """
-    first, second = (rewards * weights.sign().unsqueeze(1)).unbind(dim=1)  # [B, K]
-    gaps = torch.stack([first - second, second - first], dim=1)  # [B, 2, K]
-    opinions = preference_probabilities(gaps, temperature).to(weights.dtype)
-    return (weights.abs().unsqueeze(1) * opinions).sum(-1)
 
 
 def gap_threshold(gaps: Tensor, fraction: float) -> float:

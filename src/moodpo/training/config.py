@@ -24,10 +24,9 @@ from moodpo.removed import refuse_removed
 from moodpo.training.inherited import check_inherited, check_launch
 from moodpo.training.samplers import WEIGHT_SAMPLERS, check_uniform
 
-__all__ = ["NORMALIZATIONS", "PAIRINGS", "RELABELINGS", "MOODPOConfig"]
+__all__ = ["NORMALIZATIONS", "RELABELINGS", "MOODPOConfig"]
 
 RELABELINGS = ("none", "antithetic", "fresh")
-PAIRINGS = ("scalarize", "per_objective")
 NORMALIZATIONS = ("none", "running", "calibrate")
 
 
@@ -225,13 +224,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "their own by more than this factor per token (geometric mean); 0 keeps all and costs "
         "nothing.",
     )
-    pairing: str = _setting(
-        "loss",
-        "scalarize",
-        "What decides a pair: scalarize (the weighted utility), or per_objective (each objective "
-        "votes for its own winner with its weight; two completions only).",
-        choices=list(PAIRINGS),
-    )
     warmup_steps_sft: int = _setting(
         "loss",
         0,
@@ -272,10 +264,11 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
 
     rooms: ClassVar[tuple[str, ...]] = ("rollout", "weights", "rewards", "loss", "logs")
 
-    def __new__(cls, *args: Any, **settings: Any) -> Self:
+    def __new__(cls, *_: Any, **given: Any) -> Self:
         """Refuses what earlier versions had before Python calls it an unexpected argument."""
-        refuse_removed(settings)
-        return super().__new__(cls)
+        refuse_removed(given)
+        settings: Self = super().__new__(cls)
+        return settings
 
     def __post_init__(self) -> None:
         """Checks ranges and what cannot work, then lets `TrainingArguments` do its own."""
@@ -335,11 +328,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         if self.weight_sampler == "stratified":
             check_uniform(self.concentration)
         parse_bound_ranges(self.lower_bounds)  # refuses what it cannot read
-        if self.lower_bounds and self.pairing == "per_objective":
-            raise ConfigError(
-                "lower_bounds rank whole answers, and pairing=per_objective lets objectives vote. "
-                "Use pairing=scalarize."
-            )
         if self.signed_objectives and self.scalarization == "chebyshev":
             raise ConfigError(
                 "scalarization=chebyshev measures from the best of each objective, and of "
@@ -356,11 +344,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(
                 f"num_generations must be a multiple of weights_per_prompt; got "
                 f"{self.num_generations} and {self.weights_per_prompt}."
-            )
-        if self.pairing == "per_objective" and self.num_generations != 2:
-            raise ConfigError(
-                "pairing=per_objective compares two completions; got "
-                f"num_generations={self.num_generations}. Use 2, or pairing=scalarize."
             )
         if self.relabel_min_importance and self.weights_per_prompt > 1:
             raise ConfigError(

@@ -18,7 +18,6 @@ from torch import Tensor
 from moodpo.core.bounds import feasible_first, violations
 from moodpo.core.pairing import (
     Pairing,
-    objective_votes,
     pair_completions,
     preference_probabilities,
 )
@@ -55,7 +54,6 @@ class _Candidates:
 
     token_ids: list[tuple[TokenIds, ...]]  # B x G
     rewards: Tensor  # [B, G, K] raw
-    normalized: Tensor  # [B, G, K]
     identities: Tensor  # [B, G] int64: the same number for the same tokens
 
     @property
@@ -127,7 +125,6 @@ def build_pairs(
     normalizer: Normalizer,
     scalarization: Scalarization,
     encode: Callable[[Prompt, Tensor, Tensor | None], TokenIds],
-    pairing: str = "scalarize",
     label_temperature: float = 0.0,
 ) -> tuple[PairBatch, PairStatistics]:
     """Labels each prompt's completions under all its weights: the best against the worst.
@@ -142,8 +139,6 @@ def build_pairs(
         scalarization: `linear` or `chebyshev`.
         encode: Conditions a raw prompt on weights `[K]` and on lower bounds `[K]` or None, for
             weights it was not sampled under.
-        pairing: `scalarize`, or `per_objective` (G = 2 only): each objective votes for its winner
-            with its weight, see `objective_votes`.
         label_temperature: T of `preference_probabilities`, in units of utility; 0 has one winner.
 
     Returns:
@@ -151,7 +146,7 @@ def build_pairs(
     """
     if not len(rollout):
         return _no_pairs(rollout.rewards.shape[-1]), _statistics([])
-    pool = _pool(rollout, normalizer)
+    pool = _pool(rollout)
     labels = label_weights(rollout)  # [B, L, K]
     utilities = label_utilities(
         pool.rewards,
@@ -160,7 +155,7 @@ def build_pairs(
         scalarization=scalarization,
         bounds=rollout.bounds,
     )  # [B, L, G]
-    pairings, votes = _pair(pool, labels, utilities, pairing, label_temperature)
+    pairings, votes = _pair(pool, utilities, label_temperature)
     active = torch.stack([p.active for p in pairings])  # [L, B]
     order = torch.stack([p.order() for p in pairings])  # [L, B, 2]
     indices, rows = active.nonzero(as_tuple=True)  # [P] labelings and prompts
@@ -202,7 +197,7 @@ def _no_pairs(num_objectives: int) -> PairBatch:
     )
 
 
-def _pool(rollout: RolloutBatch, normalizer: Normalizer) -> _Candidates:
+def _pool(rollout: RolloutBatch) -> _Candidates:
     """Brings the completions of a prompt together, in the order of its rows."""
     M = rollout.weights_per_prompt
     _, size, K = rollout.rewards.shape
@@ -212,28 +207,19 @@ def _pool(rollout: RolloutBatch, normalizer: Normalizer) -> _Candidates:
     return _Candidates(
         token_ids=token_ids,
         rewards=rewards,
-        normalized=normalizer.normalize(rewards),
         identities=identities(token_ids),
     )
 
 
-def _pair(
-    pool: _Candidates, labels: Tensor, utilities: Tensor, pairing: str, temperature: float
-) -> tuple[list[Pairing], Tensor]:
+def _pair(pool: _Candidates, utilities: Tensor, temperature: float) -> tuple[list[Pairing], Tensor]:
     """The pairing of every labeling, and its votes `[L, B, 2]`."""
     pairings, votes = [], []
-    for weights, scores in zip(labels.unbind(1), utilities.unbind(1), strict=True):
-        if pairing == "per_objective":
-            ballots = objective_votes(pool.normalized, weights, temperature)  # [B, 2]
-            chosen = pair_completions(ballots, identities=pool.identities)
-            ballots = ballots.gather(1, chosen.order())
-        else:
-            chosen = pair_completions(scores, identities=pool.identities)
-            first, second = scores.gather(1, chosen.order()).unbind(-1)  # [B]
-            gaps = torch.stack([first - second, second - first], dim=-1)  # [B, 2]
-            ballots = preference_probabilities(gaps, temperature)
-        pairings.append(chosen)
-        votes.append(ballots)
+    for scores in utilities.unbind(1):
+        pairing = pair_completions(scores, identities=pool.identities)
+        first, second = scores.gather(1, pairing.order()).unbind(-1)  # [B]
+        gaps = torch.stack([first - second, second - first], dim=-1)  # [B, 2]
+        pairings.append(pairing)
+        votes.append(preference_probabilities(gaps, temperature))
     return pairings, torch.stack(votes)
 
 

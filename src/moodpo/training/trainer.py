@@ -360,7 +360,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "num_relabels",
                         "num_generations",
                         "weights_per_prompt",
-                        "pairing",
                         "warmup_steps_sft",
                         "pair_fraction",
                         "learning_rate",
@@ -657,7 +656,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             rollout,
             normalizer=self.normalizer,
             scalarization=self.args.scalarization,
-            pairing=self.args.pairing,
             label_temperature=self.args.label_temperature,
             encode=self.collector.encode,
         )
