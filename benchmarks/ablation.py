@@ -82,7 +82,6 @@ ARMS: dict[str, dict[str, Any]] = {
         "weights_per_prompt": 2,
         "rpo_alpha": 0.2,
     },
-    "warm-start": {"relabel": "none", "warmup_steps_sft": 6},
     "corners": {"relabel": "none", "weight_sampler": "corners"},
     "front": {"relabel": "none", "weight_sampler": "front"},
 }

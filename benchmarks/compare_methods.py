@@ -383,7 +383,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "antithetic-3": {"num_relabels": 3},
     "fresh": {"relabel": "fresh"},
     "best-of-4": {"num_generations": 4},
-    "warm-start": {"warmup_steps_sft": 10},
     "corners": {"weight_sampler": "corners"},
 }
 """`moodpo` is the embedded default, `mo-odpo` the published method, `antithetic` the defaults of

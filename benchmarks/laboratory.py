@@ -304,7 +304,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "relabel": "none",
         "label_temperature": 0.5,
     },
-    "warm-start": {"warmup_steps_sft": 16},
     "corners": {"weight_sampler": "corners"},
     "stratified": {"weight_sampler": "stratified"},
     "front": {"weight_sampler": "front"},

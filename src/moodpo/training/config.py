@@ -224,11 +224,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "their own by more than this factor per token (geometric mean); 0 keeps all and costs "
         "nothing.",
     )
-    warmup_steps_sft: int = _setting(
-        "loss",
-        0,
-        "Start with so many steps of supervised fine-tuning on each labeling's winner.",
-    )
     pair_fraction: float = _setting(
         "loss",
         1.0,

@@ -360,7 +360,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "num_relabels",
                         "num_generations",
                         "weights_per_prompt",
-                        "warmup_steps_sft",
                         "pair_fraction",
                         "learning_rate",
                         "per_device_train_batch_size",
@@ -774,8 +773,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         )
         policy_logps, lengths = scored.logps.view(-1, 2), scored.lengths.view(-1, 2)
         self._record_pairs(mode, pairs, scored)
-        if mode == "train" and self.state.global_step < args.warmup_steps_sft:
-            return imitation_loss(policy_logps, lengths).sum() * batch.scale
         losses = voted_loss(
             policy_logps,
             ref_logps,
