@@ -14,8 +14,8 @@ __all__ = ["REMOVED", "refuse_removed"]
 REMOVED: Mapping[str, str] = {
     "pairing": "The weighted utility decides a pair; votes per objective steered no better. "
     "Leave it out.",
-    "warmup_steps_sft": "Imitating winners first steered no further. Start from an SFT model, or add "
-    "their likelihood with rpo_alpha.",
+    "warmup_steps_sft": "Imitating winners first steered no further. Start from an SFT model, or "
+    "add their likelihood with rpo_alpha.",
     "contrastive_coefficient": "It added nothing to relabeling. Leave it out.",
 }
 """Name of a setting, or NAME=VALUE where only that value went -> why, and what to use instead."""
