@@ -78,7 +78,6 @@ RECIPE = {
         "num_generations",
         "weights_per_prompt",
         "relabel",
-        "pair_fraction",
         "label_temperature",
         "rpo_alpha",
         "learning_rate",
@@ -128,7 +127,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight_format", default=EMBEDDED["weight_format"])
     parser.add_argument("--concentration", type=float, default=EMBEDDED["concentration"][0])
     parser.add_argument("--temperature", type=float, default=EMBEDDED["temperature"])
-    parser.add_argument("--pair_fraction", type=float, default=1.0, help=OWN)
     parser.add_argument(
         "--lora_layers",
         type=int,
@@ -223,7 +221,6 @@ def training_config(args: argparse.Namespace, **settings: Any) -> MOODPOConfig:
         "learning_rate": args.learning_rate,
         "beta": args.beta,
         "temperature": args.temperature,
-        "pair_fraction": args.pair_fraction,
         # Constant after the warmup: a method that is ended early has not been slowed down.
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 3,

@@ -32,8 +32,6 @@ RANGES: Mapping[str, tuple[float, float | None]] = {
     "weights_per_prompt": (1, None),
     "num_relabels": (1, None),
     "relabel_min_importance": (0, 1),
-    "pair_fraction": (1e-3, 1),
-    "tokens_per_pass": (1, None),
     "label_smoothing": (0, 0.4999),
     "label_temperature": (0, None),
     "rpo_alpha": (0, None),

@@ -59,7 +59,6 @@ EMBEDDED: Mapping[str, Any] = {
     # many completions.
     "per_device_train_batch_size": 6,
     "gradient_accumulation_steps": 1,
-    "pair_fraction": 1.0,
     "max_steps": 80,
     # Soon every pair is easy to tell, and margins alone grow while answers fall apart. Soft labels
     # end the pull where the utilities say, so that weights in between keep answers in between, and

@@ -16,6 +16,13 @@ REMOVED: Mapping[str, str] = {
     "Leave it out.",
     "warmup_steps_sft": "Imitating winners first steered no further. Start from an SFT model, or "
     "add their likelihood with rpo_alpha.",
+    "pair_fraction": "All pairs are trained: the clearest alone steered less per completion. For "
+    "more and smaller steps use a smaller per_device_train_batch_size.",
+    "tokens_per_pass": "Micro-batches share passes by themselves under activation_checkpointing. "
+    "Leave it out.",
+    "async_rollouts": "On one machine there is nothing to gain; it comes back with a generation "
+    "server. Leave it out.",
+    "async_rollout_device": "It went with async_rollouts. Leave it out.",
     "contrastive_coefficient": "It added nothing to relabeling. Leave it out.",
 }
 """Name of a setting, or NAME=VALUE where only that value went -> why, and what to use instead."""

@@ -7,7 +7,6 @@ from hypothesis import given
 
 from moodpo.core.loss import voted_loss
 from moodpo.core.pairing import (
-    gap_threshold,
     pair_completions,
     preference_probabilities,
 )
@@ -91,21 +90,3 @@ def test_every_pair_has_exactly_one_fate_and_the_chosen_is_never_worse(rows):
     assert (fates.sum(0) == 1).all()
     ordered = utilities.gather(1, pairing.order())[pairing.active]
     assert (ordered[:, 0] > ordered[:, 1]).all()
-
-
-def test_gap_threshold_by_hand():
-    gaps = torch.tensor([0.5, NAN, 3.0, 1.0, 2.0])
-    assert gap_threshold(gaps, 0.5) == 2.0
-    assert gap_threshold(gaps, 0.01) == 3.0
-    assert gap_threshold(gaps, 1.0) == -INF
-    assert gap_threshold(gaps[1:2], 0.5) == -INF
-
-
-@given(
-    st.lists(st.floats(0, 100, width=32), min_size=1, max_size=30, unique=True),
-    st.floats(0.01, 0.99),
-)
-def test_the_threshold_keeps_the_asked_fraction(gaps, fraction):
-    values = torch.tensor(gaps)
-    kept = int((values >= gap_threshold(values, fraction)).sum())
-    assert kept == max(1, round(fraction * len(gaps)))

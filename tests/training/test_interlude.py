@@ -96,9 +96,8 @@ class Disturbances(TrainerCallback):
     [
         {"rewards": (noisy, capitals), "reward_normalization": "running"},
         {"rewards": (crowded, vowels), "max_new_tokens": 1, "eval_on_start": True},
-        {"rewards": (crowded, vowels), "max_new_tokens": 1, "async_rollouts": True},
     ],
-    ids=["random-numbers", "remembered-scores", "ahead"],
+    ids=["random-numbers", "remembered-scores"],
 )
 def test_evaluations_leave_no_trace_in_training(tmp_path, settings):
     settings |= {

@@ -125,7 +125,6 @@ CASES = {
     "running": {
         "prompts": 13,
         "reward_normalization": "running",
-        "pair_fraction": 0.5,
         "relabel_min_importance": 1e-3,
         "max_steps": 5,
         "logging_steps": 2,
@@ -136,7 +135,6 @@ CASES = {
         "calibration_prompts": 3,
         "eval_strategy": "steps",
         "eval_steps": 2,
-        "async_rollouts": True,
     },
 }
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 __all__ = [
     "Pairing",
-    "gap_threshold",
     "pair_completions",
     "preference_probabilities",
 ]
@@ -96,20 +95,3 @@ def preference_probabilities(gaps: Tensor, temperature: float = 0.0) -> Tensor:
     if temperature == 0.0:
         return (gaps > 0).to(gaps.dtype)
     return torch.sigmoid(gaps / temperature).nan_to_num(0.0)
-
-
-def gap_threshold(gaps: Tensor, fraction: float) -> float:
-    """The utility gap that the widest `fraction` of the pairs reach.
-
-    Args:
-        gaps: `[P]` chosen minus rejected utility of active pairs; NaN entries stand for no pair.
-        fraction: In (0, 1]; at least one pair is always within it.
-
-    Returns:
-        The smallest gap still within the fraction; minus infinity when everything is.
-    """
-    known = gaps[~gaps.isnan()]
-    if fraction >= 1 or not len(known):
-        return float("-inf")
-    count = max(1, round(fraction * len(known)))
-    return float(known.topk(count).values[-1])

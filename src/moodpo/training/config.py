@@ -90,19 +90,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "of num_generations.",
     )
 
-    async_rollouts: bool = _setting(
-        "rollout",
-        False,
-        "Sample the next step's completions while this step trains, by a copy of the policy that "
-        "is one step older; pays where both have something to run on.",
-    )
-    async_rollout_device: str | None = _setting(
-        "rollout",
-        None,
-        "Device of the copy that samples with async_rollouts, such as cuda:1; by default the "
-        "policy's own, where the frozen weights are shared.",
-    )
-
     # Weights and conditioning
     concentration: list[float] = field(
         default_factory=lambda: [1.0],
@@ -223,19 +210,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "Drop relabeled pairs whose completions are less likely under the new weights than under "
         "their own by more than this factor per token (geometric mean); 0 keeps all and costs "
         "nothing.",
-    )
-    pair_fraction: float = _setting(
-        "loss",
-        1.0,
-        "Train only that fraction of a step's active pairs, those with the widest utility gap; "
-        "where sampling is cheaper than training, sample more and train on the clearest.",
-    )
-    tokens_per_pass: int | None = _setting(
-        "loss",
-        None,
-        "Train pairs of several micro-batches in one forward pass, up to so many tokens; the "
-        "gradient is the same. Default: 2048 with activation_checkpointing, which leaves the "
-        "memory for it, and otherwise none.",
     )
     reference: str = _setting(
         "loss",

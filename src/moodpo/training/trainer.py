@@ -33,7 +33,6 @@ from transformers import (
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.importance import log_importance, matched_log_importance
 from moodpo.core.loss import imitation_loss, voted_loss
-from moodpo.core.pairing import gap_threshold
 from moodpo.core.seeds import derive_seed
 from moodpo.errors import ConfigError, RewardError, RewardSpecError
 from moodpo.files import share_files, write_json
@@ -75,7 +74,6 @@ from moodpo.training.datasets import (
 from moodpo.training.dropout import Dropouts, seeded, warn_of_noise
 from moodpo.training.guard import NumberGuard, check_savable_weights
 from moodpo.training.interlude import interlude
-from moodpo.training.lookahead import Lookahead, replicate
 from moodpo.training.metrics import MetricStore, PhaseClock, with_deviations
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
 from moodpo.training.pairs import (
@@ -251,7 +249,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             phase=self.clock,
         )
         self.paths, self._reference_paths = self._find_paths()
-        self._lookahead = self._make_lookahead() if args.async_rollouts else None
         self._guard = NumberGuard(
             panel.names,
             normalizer=lambda: self.normalizer,
@@ -287,12 +284,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             found = find_checkpoint(checkpoint, folder, warn=logger.warning)
             self._restore_state(found)
             resume_from_checkpoint = str(found)
-        try:
-            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        finally:
-            if self._lookahead is not None:
-                self._lookahead.close()
-                self._lookahead = self._make_lookahead()
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self._watch.failure is not None:
             raise RewardError(self._watch.failure)
         return result
@@ -360,7 +352,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "num_relabels",
                         "num_generations",
                         "weights_per_prompt",
-                        "pair_fraction",
                         "learning_rate",
                         "per_device_train_batch_size",
                         "gradient_accumulation_steps",
@@ -396,7 +387,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         self._record_rollout("train", rollout, pairs, statistics)
         self._watch_signal(statistics)
         self._teach_sampler(rollout)
-        self._look_ahead(epoch_iterator, num_batches)
         return self._micro_batches(pairs, count), None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -545,8 +535,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
     def _set_apart(self) -> Iterator[None]:
         """What happens within touches nothing that training goes on with, and logs none of it."""
         self._calibrate_once()
-        if self._lookahead is not None:
-            self._lookahead.wait()  # rewards answer one at a time
         outside = self._apart, self._samples
         self._apart, self._samples = True, []
         try:
@@ -583,36 +571,13 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
     def _next_rollout(
         self, epoch_iterator: Iterator[Any], num_batches: int
     ) -> tuple[int, RolloutBatch | None]:
-        """This step's number of micro-batches and its rollout, collected now or ahead."""
-        if self._lookahead is not None:
-            with self.clock("generate"):  # what of it training did not cover
-                taken = self._lookahead.take()
-            if taken is not None:
-                return taken
+        """This step's number of micro-batches and its rollout."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return 0, None
         key = (self.args.seed, "train", self.state.global_step)
         prompts = self._prompt_batch(batches)
         return len(batches), self._collect(prompts, key, first=self._first(self.state.global_step))
-
-    def _look_ahead(self, epoch_iterator: Iterator[Any], num_batches: int) -> None:
-        """Begins the next step's rollout, unless a checkpoint comes first.
-
-        What goes on after a checkpoint is collected under its parameters, as it is when training
-        is resumed from it.
-        """
-        if self._lookahead is None or self._saves_after(self.state.global_step + 1):
-            return
-        batches = list(itertools.islice(epoch_iterator, num_batches))
-        if batches:
-            self._lookahead.start(
-                self.collector,
-                self._prompt_batch(batches),
-                key=(self.args.seed, "train", self.state.global_step + 1),
-                first=self._first(self.state.global_step + 1),
-                num_batches=len(batches),
-            )
 
     def _first(self, step: int) -> int:
         """How many prompts of the run come before a step."""
@@ -625,16 +590,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         sampler.observe(rollout.weights, self.normalizer.normalize(rollout.rewards))
         if (pending := sampler.pending()).numel():
             sampler.absorb(self._reduce(pending))
-
-    def _saves_after(self, step: int) -> bool:
-        by_steps = self.args.save_strategy == "steps" and self.state.save_steps
-        return bool(by_steps) and step % self.state.save_steps == 0
-
-    def _make_lookahead(self) -> Lookahead:
-        device = self.args.async_rollout_device
-        replica = replicate(self.model, None if device is None else torch.device(device))
-        generator = self.make_generator(replica)
-        return Lookahead(self.model, replica, generator, context=self.accelerator.autocast)
 
     def _collect(
         self,
@@ -658,20 +613,11 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             label_temperature=self.args.label_temperature,
             encode=self.collector.encode,
         )
-        pairs = self._widest(pairs)
         with self.clock("reference"), torch.no_grad():
             if self.args.relabel_min_importance > 0:
                 pairs = self._likely(pairs, rollout, mode)
             pairs = replace(pairs, ref_logps=self._reference_logps(pairs))
         return pairs, statistics
-
-    def _widest(self, pairs: PairBatch) -> PairBatch:
-        """The pairs of widest utility gap, by a threshold over all processes."""
-        if self.args.pair_fraction >= 1:
-            return pairs
-        own = (pairs.utilities[:, 0] - pairs.utilities[:, 1]).abs()  # [P]
-        threshold = gap_threshold(self._gather(own), self.args.pair_fraction)
-        return pairs.select((own >= threshold).nonzero().flatten().tolist())
 
     def _likely(self, pairs: PairBatch, rollout: RolloutBatch, mode: str) -> PairBatch:
         """Without relabeled pairs that the policy would hardly write under the new weights."""
@@ -735,9 +681,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         total = self._gather(torch.tensor([[float(len(pairs))]])).sum().item()
         # Gradients are averaged over processes, the loss over all their pairs.
         scale = self.args.world_size / max(total, 1.0)
-        budget = self.args.tokens_per_pass
-        if budget is None and self.args.activation_checkpointing:
-            budget = CHECKPOINTED_TOKENS
+        budget = CHECKPOINTED_TOKENS if self.args.activation_checkpointing else None
         # A prompt's labelings stay together: they are compared with each other.
         lengths = self.paths.lengths(pairs.prompt_ids, pairs.completion_ids)
         passes = spread_over_passes(lengths, count, groups=pairs.rows.tolist(), budget=budget)
