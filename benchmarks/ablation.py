@@ -63,8 +63,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "mo-odpo": {"relabel": "none"},
     "moodpo": RECIPE,
     "antithetic": {},
-    "antithetic-3": {"num_relabels": 3},
-    "fresh": {"relabel": "fresh"},
     "best-of-4": {"relabel": "none", "num_generations": 4},
     "opposed": {"relabel": "none", "weights_per_prompt": 2},
     "spread": {"relabel": "none", "num_generations": 4, "weights_per_prompt": 2},
@@ -82,8 +80,6 @@ ARMS: dict[str, dict[str, Any]] = {
         "weights_per_prompt": 2,
         "rpo_alpha": 0.2,
     },
-    "corners": {"relabel": "none", "weight_sampler": "corners"},
-    "front": {"relabel": "none", "weight_sampler": "front"},
 }
 """What differs from the defaults of `MOODPOConfig`, which relabel antithetically; `moodpo` is the
 embedded default, all of what helped together. Every arm trains all its pairs, in as many steps of

@@ -60,7 +60,7 @@ from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.rollout import NUM_COMPLETIONS
-from moodpo.training.trainer import MOODPOTrainer, sampling_config
+from moodpo.training.trainer import MOODPOTrainer
 
 QUICK = {
     "completions": 32,
@@ -291,7 +291,7 @@ def prompting(bench: Bench) -> PromptedPolicy:
         bench.base(),
         bench.tokenizer,
         bench.conditioner,
-        sampling=sampling_config(bench.config("prompting")),
+        sampling=bench.config("prompting").sampling,
         base_model=bench.path,
     )
 
@@ -377,10 +377,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "moodpo": RECIPE,
     "mo-odpo": {"relabel": "none"},
     "antithetic": {},
-    "antithetic-3": {"num_relabels": 3},
-    "fresh": {"relabel": "fresh"},
     "best-of-4": {"num_generations": 4},
-    "corners": {"weight_sampler": "corners"},
 }
 """`moodpo` is the embedded default, `mo-odpo` the published method, `antithetic` the defaults of
 `MOODPOConfig`; the others change one thing of these."""
@@ -416,7 +413,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
     rollouts = base_rollouts(
         setup, collector, prompts=args.calibration_prompts, key=(args.seed, "calibrate")
     )
-    bench.normalizer.calibrate(torch.cat([r.rewards.flatten(0, 1) for r in rollouts]))
+    bench.normalizer.calibrate(torch.cat([r.rewards.flatten(0, 2) for r in rollouts]))
     return bench
 
 

@@ -290,10 +290,6 @@ def answer_rewards(problem: Problem, policy: SteerablePolicy, *, samples: int) -
 SETTINGS: dict[str, dict[str, Any]] = {
     "mo-odpo": {"relabel": "none"},
     "antithetic": {},
-    "antithetic-3": {"num_relabels": 3},
-    "fresh": {"relabel": "fresh"},
-    "fresh-3": {"relabel": "fresh", "num_relabels": 3},
-    "likely": {"relabel_min_importance": 0.7},
     "best-of-4": {"num_generations": 4},
     "opposed": {"weights_per_prompt": 2, "relabel": "none"},
     "spread": {"num_generations": 4, "weights_per_prompt": 2, "relabel": "none"},
@@ -304,9 +300,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "relabel": "none",
         "label_temperature": 0.5,
     },
-    "corners": {"weight_sampler": "corners"},
-    "stratified": {"weight_sampler": "stratified"},
-    "front": {"weight_sampler": "front"},
     "chebyshev": {"scalarization": "chebyshev"},
     "spread-chebyshev": {
         "num_generations": 4,

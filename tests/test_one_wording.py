@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from moodpo.training.samplers import DirichletSampler
 
 from moodpo.cli.chat import Chat
 from moodpo.conditioning.instruction import WEIGHT_FORMATS, Conditioner
@@ -19,7 +20,6 @@ from moodpo.generation.base import Completion, SamplingConfig
 from moodpo.policy import SteerablePolicy
 from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.training.rollout import RolloutCollector
-from moodpo.training.samplers import DirichletSampler
 from tiny_policies import tiny_model, tiny_tokenizer
 
 SAMPLING = SamplingConfig(max_new_tokens=4)

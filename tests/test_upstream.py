@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -23,31 +22,6 @@ def test_training_argument_names_are_read_from_source_exactly():
 
     named = {f.name for f in fields(TrainingArguments) if f.init}
     assert named <= _upstream.training_argument_names()
-
-
-def test_our_own_settings_are_read_from_source_exactly():
-    from transformers import TrainingArguments
-
-    import moodpo
-    from moodpo.training.config import MOODPOConfig
-
-    source = Path(moodpo.__file__).parent / "training" / "config.py"
-    own = _upstream.dataclass_fields_in(source, "MOODPOConfig")
-    inherited = {f.name for f in fields(TrainingArguments)}
-    assert own | inherited == {f.name for f in fields(MOODPOConfig)} | inherited
-    assert {"beta", "learning_rate", "concentration"} <= own
-    assert "rooms" not in own  # a ClassVar is no setting
-
-
-def test_dataclass_fields_in_reads_annotations_only(tmp_path):
-    path = tmp_path / "m.py"
-    path.write_text(
-        "from typing import ClassVar\n"
-        "class Other:\n    z: int\n"
-        "class Mine:\n    a: int = 1\n    b: 'str'\n    C: ClassVar[int] = 2\n    d = 3\n"
-        "    def method(self) -> None: ...\n"
-    )
-    assert _upstream.dataclass_fields_in(path, "Mine") == {"a", "b"}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ __all__ = [
     "HfArgumentParser",
     "ModelConfig",
     "adapter_misfit",
-    "dataclass_fields_in",
     "peft_config",
     "quantization_config",
     "template_error",
@@ -78,21 +77,12 @@ def quantization_config(model: ModelConfig) -> Any:
 def training_argument_names() -> frozenset[str]:
     """Names of all `TrainingArguments` flags, read from its source: importing it imports torch."""
     source = Path(transformers.__file__).parent / "training_args.py"
-    return dataclass_fields_in(source, "TrainingArguments")
-
-
-def dataclass_fields_in(source: Path, name: str) -> frozenset[str]:
-    """Names of the fields that a dataclass declares, without importing its module.
-
-    Args:
-        source: The Python file.
-        name: The class.
-
-    Returns:
-        Annotated names of the class body, `ClassVar`s left out; inherited ones are not seen.
-    """
     tree = ast.parse(source.read_text(encoding="utf-8"))
-    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    (body,) = [
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+    ]
     return frozenset(
         node.target.id
         for node in body

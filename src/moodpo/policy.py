@@ -28,7 +28,7 @@ from moodpo.errors import ConfigError, ManifestError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, read_answer, token_roles
-from moodpo.limits import check_ranges
+from moodpo.limits import check_range
 from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
 from moodpo.models.adapters import rewrites_base
 from moodpo.models.export import merge_adapter
@@ -124,7 +124,7 @@ class SteerablePolicy:
                 model of an adapter is not to be found.
             ConfigError: If the objectives are not those of `moodpo.json`.
         """
-        check_ranges({"generation_batch_size": generation_batch_size})
+        check_range("generation_batch_size", generation_batch_size, 1)
         files = find_policy(policy, base_model=base_model)
         conditioner = conditioner or _conditioner(files, objectives)
         where = torch.device(device) if device is not None else _default_device()

@@ -2,14 +2,15 @@
 
 Knows nothing of models or files. Shapes: B prompts, M weight vectors that each prompt is sampled
 under (1 by default), g completions under each (2 by default), G = M * g completions of a prompt,
-K objectives, N further weight vectors that a prompt's pair is labeled under, P training pairs.
+L weight vectors that a prompt's completions are labeled under, K objectives, P training pairs.
 Token ids are ragged tuples of Python ints: padding is a matter of whoever builds a tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Completion",
     "Message",
     "PairBatch",
     "Prompt",
@@ -35,6 +37,15 @@ Prompt: TypeAlias = str | Sequence[Message]
 """A raw prompt: one user text, or a conversation that ends with a user turn."""
 
 TokenIds: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled completion."""
+
+    token_ids: TokenIds  # the end-of-sequence token included when finished, never padding
+    finished: bool  # ended by itself rather than at a length limit
+    logps: tuple[float, ...] | None = None  # of each token in nats, where the backend gives them
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,31 +76,32 @@ class PromptBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutBatch:
-    """Scored completions, under the weights the policy was asked to follow.
+    """Scored completions of B prompts, each under M weight vectors.
 
-    One row per prompt and weight vector: the M rows of a prompt stand next to each other, and
-    their completions are candidates for one another's pairs.
+    The G = M * g completions of a prompt are candidates for one another's pairs: completion
+    `i = m * g + j` of a prompt is the j-th under its m-th weights.
     """
 
-    prompts: Sequence[Prompt]  # B * M raw prompts: never the weight instruction
-    weights: Tensor  # [B * M, K] on the simplex
-    prompt_ids: Sequence[TokenIds]  # B * M conditioned prompts
-    completion_ids: Sequence[tuple[TokenIds, ...]]  # B * M x g, end-of-sequence token included
-    completions: Sequence[tuple[str, ...]]  # B * M x g texts, special tokens removed
-    finished: Tensor  # [B * M, g] bool: ended by itself rather than at the length limit
-    rewards: Tensor  # [B * M, g, K] raw scores, NaN where a scorer gave none
-    weights_per_prompt: int = 1  # M
-    relabel_weights: Tensor | None = None  # [B, N, K] further weights to label each prompt under
+    prompts: Sequence[Prompt]  # B raw prompts: never the weight instruction
+    labels: Tensor  # [B, L, K] weights on the simplex; the first M were sampled under
+    prompt_ids: Sequence[tuple[TokenIds, ...]]  # B x M conditioned prompts
+    completions: Sequence[tuple[tuple[Completion, ...], ...]]  # B x M x g
+    texts: Sequence[tuple[tuple[str, ...], ...]]  # B x M x g, special tokens removed
+    rewards: Tensor  # [B, M, g, K] raw scores, NaN where a scorer gave none
     bounds: Tensor | None = None  # [B, K] lower bounds in raw reward, NaN where there is none
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def row_bounds(self) -> Tensor | None:
-        """The lower bounds `[B * M, K]` that each row's completions were sampled under."""
-        if self.bounds is None:
-            return None
-        return self.bounds.repeat_interleave(self.weights_per_prompt, dim=0)
+    @property
+    def weights(self) -> Tensor:
+        """The weights `[B, M, K]` that completions were sampled under."""
+        return self.labels[:, : self.rewards.shape[1]]
+
+    @property
+    def candidates(self) -> list[tuple[Completion, ...]]:
+        """All completions of each prompt `B x G`, whatever weights they were sampled under."""
+        return [tuple(itertools.chain.from_iterable(row)) for row in self.completions]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +113,8 @@ class PairBatch:
     weights: Tensor  # [P, K] the weights written into each conditioned prompt
     rewards: Tensor  # [P, 2, K] raw scores, chosen first
     utilities: Tensor  # [P, 2] scalarized normalized rewards, chosen first
-    votes: Tensor  # [P, 2] how much of the label says so, and how much the reverse
     rows: Tensor  # [P] int64: the prompt each pair came from, 0 .. B - 1
-    labelings: Tensor  # [P] int64: which of its prompt's weight vectors, 0 .. M + N - 1
+    labelings: Tensor  # [P] int64: which of its prompt's weight vectors, 0 .. L - 1
     candidates: Tensor  # [P, 2] int64: which of the prompt's G completions, chosen first
     relabeled: Tensor  # [P, 2] bool: completions that were sampled under other weights
     ref_logps: Tensor | None = None  # [P, 2] once the reference has been asked
@@ -113,30 +124,25 @@ class PairBatch:
 
     def to(self, device: torch.device | str) -> PairBatch:
         """The same pairs with their tensors on another device."""
-        moved = {
-            name: value.to(device)
-            for name in ("votes", "rows", "labelings", "candidates", "relabeled", "ref_logps")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device))
 
     def select(self, rows: Sequence[int]) -> PairBatch:
         """The pairs at the given rows, in that order."""
         chosen = list(rows)
         return replace(
-            self,
+            self._map(lambda tensor: tensor[chosen]),
             prompt_ids=[self.prompt_ids[i] for i in chosen],
             completion_ids=[self.completion_ids[i] for i in chosen],
-            weights=self.weights[chosen],
-            rewards=self.rewards[chosen],
-            utilities=self.utilities[chosen],
-            votes=self.votes[chosen],
-            rows=self.rows[chosen],
-            labelings=self.labelings[chosen],
-            candidates=self.candidates[chosen],
-            relabeled=self.relabeled[chosen],
-            ref_logps=None if self.ref_logps is None else self.ref_logps[chosen],
         )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {
+            name: change(value)
+            for name, value in values.items()
+            if value is not None and not isinstance(value, Sequence)
+        }
+        return replace(self, **changed)
 
 
 def prompt_text(prompt: Prompt) -> str:

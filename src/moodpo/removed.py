@@ -23,6 +23,16 @@ REMOVED: Mapping[str, str] = {
     "async_rollouts": "On one machine there is nothing to gain; it comes back with a generation "
     "server. Leave it out.",
     "async_rollout_device": "It went with async_rollouts. Leave it out.",
+    "weight_sampler": "Weights are drawn from a Dirichlet: corners, stratified and front steered "
+    "no further. Set concentration; in Python pass MOODPOTrainer(weight_sampler=your_function).",
+    "corner_probability": "It went with weight_sampler=corners. A concentration below 1 favors "
+    "corners.",
+    "exploration": "It went with weight_sampler=front. Leave it out.",
+    "relabel=fresh": "Weights drawn anew changed nothing beside the opposite ones. Use "
+    "relabel=antithetic.",
+    "num_relabels": "More weight vectors than the opposite one changed nothing. Leave it out.",
+    "relabel_min_importance": "Dropping off-policy pairs cost hypervolume. Leave it out; the "
+    "metric relabel/log_importance says how far off-policy they are.",
     "contrastive_coefficient": "It added nothing to relabeling. Leave it out.",
 }
 """Name of a setting, or NAME=VALUE where only that value went -> why, and what to use instead."""

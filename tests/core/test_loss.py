@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 
+from moodpo.choices import LOSS_TYPES
 from moodpo.core.loss import (
-    LOSS_TYPES,
     dpo_loss,
     hinge_loss,
     imitation_loss,

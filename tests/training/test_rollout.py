@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from moodpo.training.samplers import DirichletSampler, make_sampler
 
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.generation.base import Completion, SamplingConfig
@@ -15,7 +16,6 @@ from moodpo.training.rollout import (
     RolloutCollector,
     draw_bounds,
 )
-from moodpo.training.samplers import DirichletSampler, make_sampler
 
 NAMES = ("first", "second")
 

@@ -34,8 +34,7 @@ from moodpo.rewards.normalize import Normalizer
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.datasets import check_datasets, check_model_lengths, fit_dataset
 from moodpo.training.rollout import NUM_COMPLETIONS, RolloutCollector
-from moodpo.training.samplers import as_sampler
-from moodpo.training.trainer import MOODPOTrainer, sampling_config
+from moodpo.training.trainer import MOODPOTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -168,7 +167,7 @@ class Setup:
     @property
     def sampling(self) -> SamplingConfig:
         """How completions are sampled."""
-        return sampling_config(self.args)
+        return self.args.sampling
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -189,7 +188,7 @@ class Setup:
             ),
             panel=self.panel,
             sampling=self.sampling,
-            sampler=as_sampler(draw),
+            draw=draw,
         )
 
 
@@ -362,7 +361,7 @@ def _normalizer(
     collector = setup.collector(conditioner, cyclic_draw(weights))
     prompts = min(args.calibration_prompts, len(setup.train_dataset))
     rollouts = base_rollouts(setup, collector, prompts=prompts, key=(args.seed, "calibrate"))
-    normalizer.calibrate(torch.cat([rollout.rewards.flatten(0, 1) for rollout in rollouts]))
+    normalizer.calibrate(torch.cat([rollout.rewards.flatten(0, 2) for rollout in rollouts]))
     return normalizer, prompts * NUM_COMPLETIONS
 
 

@@ -179,11 +179,13 @@ class ScoredSamples:
         completion_ids: list[TokenIds] = []
         rewards: list[Tensor] = []
         for rollout in rollouts:
-            for i, pair in enumerate(rollout.completion_ids):
-                for ids, scores in zip(pair, rollout.rewards[i], strict=True):
+            scored = rollout.rewards.flatten(1, 2)  # [B, G, K]
+            rows = zip(rollout.prompts, rollout.candidates, scored, strict=True)
+            for prompt, completions, each in rows:
+                for completion, scores in zip(completions, each, strict=True):
                     if not scores.isnan().any():
-                        prompts.append(rollout.prompts[i])
-                        completion_ids.append(ids)
+                        prompts.append(prompt)
+                        completion_ids.append(completion.token_ids)
                         rewards.append(scores)
         if not rewards:
             raise RewardError(

@@ -21,12 +21,12 @@ from moodpo.cli.settings import TrainSettings
 from moodpo.data.lengths import max_positions
 from moodpo.errors import ConfigError, MissingDependencyError
 from moodpo.files import looks_local
-from moodpo.limits import RANGES, check_ranges
 from moodpo.manifest import MANIFEST_NAME, RunManifest, check_continuation
 from moodpo.models.find import EMBEDDED_NAME, find_hub_file, locate_base
 from moodpo.rewards import check_reward_specs
 from moodpo.rewards.specs import parse_spec
 from moodpo.training.checkpoints import checkpoints_in, find_checkpoint, has_weights
+from moodpo.training.settings import check_ranges, ranges
 
 __all__ = [
     "ModelSource",
@@ -229,9 +229,10 @@ def check_numbers(arguments: Sequence[str]) -> dict[str, float]:
         ConfigError: Naming the first number out of its range.
     """
     found: dict[str, float] = {}
+    known = ranges()
     for argument, following in pairwise([*arguments, ""]):
         name, _, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in RANGES:
+        if argument.startswith("--") and name in known:
             with suppress(ValueError):
                 number = float(value or following)
                 found[name] = int(number) if number.is_integer() else number

@@ -12,7 +12,7 @@ from moodpo.conditioning.instruction import Conditioner
 from moodpo.conditioning.weights import parse_bounds
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
-from moodpo.limits import check_ranges
+from moodpo.limits import check_range
 from moodpo.models.chat_templates import read_template_kwargs
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def check_request(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: Naming the number.
     """
-    batch_sizes = ("generation_batch_size", "reward_batch_size")
-    check_ranges({name: getattr(args, name, None) for name in batch_sizes})
+    for name in ("generation_batch_size", "reward_batch_size"):
+        check_range(name, getattr(args, name, None), 1)
     names = ("max_new_tokens", "temperature", "top_p")
     SamplingConfig(max_new_tokens=1).changed(**{n: getattr(args, n, None) for n in names})
 

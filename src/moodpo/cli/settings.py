@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import moodpo
-from moodpo._upstream import ModelConfig, dataclass_fields_in, training_argument_names
+from moodpo._upstream import ModelConfig, training_argument_names
 from moodpo.cli.flags import (
     Flag,
     FlagSet,
@@ -28,6 +27,7 @@ from moodpo.cli.flags import (
 )
 from moodpo.errors import ConfigError
 from moodpo.recipes import EMBEDDED, TASKS, get_task
+from moodpo.training.settings import Settings
 
 if TYPE_CHECKING:
     from moodpo.training.config import MOODPOConfig
@@ -333,10 +333,9 @@ def _trainer_flags() -> list[Flag]:
 
 @cache
 def _all_names() -> frozenset[str]:
-    """Names of all flags; those of classes whose import takes torch are read from their source."""
-    source = Path(moodpo.__file__).parent / "training" / "config.py"
-    light = frozenset(flag.name for flag in _light_flags())
-    return light | dataclass_fields_in(source, "MOODPOConfig") | training_argument_names()
+    """Names of all flags."""
+    own = frozenset(f.name for f in fields(Settings))
+    return frozenset(flag.name for flag in _light_flags()) | own | training_argument_names()
 
 
 def _names_of(arguments: Sequence[str]) -> frozenset[str]:

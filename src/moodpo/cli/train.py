@@ -15,11 +15,11 @@ from moodpo.cli.tracking import choose_trackers, finish_wandb, start_wandb
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.data.lengths import check_lengths, fit_prompts
 from moodpo.errors import ConfigError
-from moodpo.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH
 from moodpo.manifest import RunManifest, check_continuation
 from moodpo.recipes import get_task
 from moodpo.rewards import check_data
 from moodpo.training.inherited import check_script_flags
+from moodpo.training.settings import Settings
 
 if TYPE_CHECKING:
     from moodpo.data.prompts import LoadedPrompts
@@ -43,8 +43,8 @@ def run(argv: Sequence[str]) -> int:
     check_lengths(
         source.path,
         source.max_positions,
-        max_prompt_length=int(numbers.get("max_prompt_length", MAX_PROMPT_LENGTH)),
-        max_new_tokens=int(numbers.get("max_new_tokens", MAX_NEW_TOKENS)),
+        max_prompt_length=int(numbers.get("max_prompt_length", Settings.max_prompt_length)),
+        max_new_tokens=int(numbers.get("max_new_tokens", Settings.max_new_tokens)),
     )
     start = checks.find_start(settings)
     resume = checks.resume_checkpoint(settings)

@@ -7,16 +7,15 @@ log-ratios, `h = log π(y_c)/π_ref(y_c) - log π(y_r)/π_ref(y_r)`.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from moodpo.choices import LOSS_TYPES, LossType
 from moodpo.errors import ConfigError
 
 __all__ = [
-    "LOSS_TYPES",
-    "LossType",
     "dpo_loss",
     "hinge_loss",
     "imitation_loss",
@@ -25,9 +24,6 @@ __all__ = [
     "robust_loss",
     "voted_loss",
 ]
-
-LossType = Literal["sigmoid", "ipo", "hinge", "robust"]
-LOSS_TYPES: tuple[str, ...] = get_args(LossType)
 
 
 def dpo_loss(

@@ -6,17 +6,13 @@ maximize, and so does every utility here.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
+from moodpo.choices import SCALARIZATIONS, Scalarization
 from moodpo.errors import ConfigError
 
-__all__ = ["SCALARIZATIONS", "Scalarization", "chebyshev", "linear", "scalarize"]
-
-Scalarization = Literal["linear", "chebyshev"]
-SCALARIZATIONS: tuple[str, ...] = get_args(Scalarization)
+__all__ = ["chebyshev", "linear", "scalarize"]
 
 
 def linear(rewards: Tensor, weights: Tensor) -> Tensor:

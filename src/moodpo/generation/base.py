@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from moodpo.errors import ConfigError, GenerationError
-from moodpo.records import TokenIds
+from moodpo.records import Completion, TokenIds
 
-__all__ = ["Completion", "Generator", "SamplingConfig", "check_request"]
+__all__ = ["Completion", "Generator", "SamplingConfig", "Who", "check_request"]
+
+Who: TypeAlias = Literal["policy", "reference"]
+"""Whose completions are asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +67,13 @@ class SamplingConfig:
         return replace(self, **{"min_new_tokens": min(self.min_new_tokens, longest), **given})
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One sampled completion."""
-
-    token_ids: TokenIds  # the end-of-sequence token included when finished, never padding
-    finished: bool  # ended by itself rather than at a length limit
-    logps: tuple[float, ...] | None = None  # of each token in nats, where the backend gives them
-
-
 @runtime_checkable
 class Generator(Protocol):
-    """A backend that samples completions."""
+    """A backend that samples completions, in this process or elsewhere.
+
+    It never finds out by itself whom it samples from: it is told with each request, and which
+    version of the policy is the present one by `sync`.
+    """
 
     def generate(
         self,
@@ -84,6 +82,7 @@ class Generator(Protocol):
         sampling: SamplingConfig,
         num_completions: int,
         seeds: Sequence[int],
+        who: Who = "policy",
     ) -> list[tuple[Completion, ...]]:
         """Samples completions of all prompts.
 
@@ -94,6 +93,7 @@ class Generator(Protocol):
             seeds: B integers. Completion j of prompt i depends on `seeds[i]`, j and the prompt
                 alone (up to float rounding): not on the other prompts, nor on how they are
                 batched or spread over processes.
+            who: The policy, or the reference that it is held close to.
 
         Returns:
             B tuples of n completions, in the order of the prompts.
@@ -101,6 +101,18 @@ class Generator(Protocol):
         Raises:
             GenerationError: If a prompt cannot be continued, or the model's answer is not finite.
         """
+        ...
+
+    def sync(self, version: int) -> None:
+        """Requests from now on are for this version of the policy.
+
+        Args:
+            version: Optimizer steps so far; the same version may come again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of what lies outside this process; the next request opens it again."""
         ...
 
 

@@ -18,20 +18,25 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from moodpo.errors import ConfigError, GenerationError
-from moodpo.generation.base import Completion, SamplingConfig, check_request
+from moodpo.generation.base import Completion, SamplingConfig, Who, check_request
 from moodpo.generation.cache import DecodingCache, RowMoves, is_reorderable
 from moodpo.generation.sampling import forbid_tokens, sample_tokens, uniforms
+from moodpo.generation.tokens import token_roles
 from moodpo.models.modes import rollout_dtype, rollout_mode
 from moodpo.records import TokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["HFGenerator"]
 
@@ -69,6 +74,7 @@ class HFGenerator:
         dtype: Cast float32 weights to this type for the duration of each call, once. By default
             they are cast to bfloat16 inside a bfloat16 autocast, and otherwise left alone. The
             cast copies take memory beside the weights while the call lasts.
+        reference: Yields, while entered, the generator that samples from the reference.
 
     Raises:
         ConfigError: If the model is an encoder-decoder or uses prompt learning, or a number is
@@ -86,6 +92,7 @@ class HFGenerator:
         progress: Callable[[int, int], None] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        reference: Callable[[], AbstractContextManager[HFGenerator]] | None = None,
     ) -> None:
         if generation_batch_size < 1:
             raise ConfigError(
@@ -99,7 +106,47 @@ class HFGenerator:
         self.progress = progress
         self.device = device
         self.dtype = dtype
+        self._reference = reference
         self._forward = _Forward(model, pad_token_id=pad_token_id)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        reference: Callable[[], AbstractContextManager[nn.Module]] | None = None,
+        **options: Any,
+    ) -> HFGenerator:
+        """The generator of a model whose tokens a tokenizer knows.
+
+        Args:
+            model: The policy.
+            tokenizer: Says which tokens end a completion, which one pads, which are never drawn.
+            reference: Yields, while entered, the model that is the reference then; it may be the
+                policy's own module, changed for as long.
+            **options: Of the constructor.
+        """
+
+        @contextmanager
+        def of_reference() -> Iterator[HFGenerator]:
+            assert reference is not None
+            with reference() as other:
+                yield generator if other is model else cls.of(other, tokenizer, **options)
+
+        generator = cls(
+            model,
+            **token_roles(model, tokenizer),
+            **options,
+            reference=None if reference is None else of_reference,
+        )
+        return generator
+
+    def sync(self, version: int) -> None:
+        """Nothing to do: the weights are read where they are trained."""
+
+    def close(self) -> None:
+        """Nothing to do: everything is in this process."""
 
     def generate(
         self,
@@ -108,6 +155,7 @@ class HFGenerator:
         sampling: SamplingConfig,
         num_completions: int,
         seeds: Sequence[int],
+        who: Who = "policy",
     ) -> list[tuple[Completion, ...]]:
         """Samples completions of all prompts; see `Generator.generate`.
 
@@ -118,6 +166,7 @@ class HFGenerator:
             sampling: How tokens are drawn.
             num_completions: n, completions per prompt.
             seeds: B integers; completion j of prompt i depends on `seeds[i]`, j and the prompt.
+            who: The policy, or its reference.
 
         Returns:
             B tuples of n completions.
@@ -129,6 +178,15 @@ class HFGenerator:
         check_request(prompt_ids, num_completions=num_completions, seeds=seeds)
         if not prompt_ids:
             return []
+        if who == "reference":
+            if self._reference is None:
+                raise GenerationError(
+                    "This generator knows no reference. Make it with reference=, or ask the policy."
+                )
+            with self._reference() as frozen:
+                return frozen.generate(
+                    prompt_ids, sampling=sampling, num_completions=num_completions, seeds=seeds
+                )
         self._forward.check(prompt_ids)
         draws = uniforms(seeds, num_completions=num_completions, num_tokens=sampling.max_new_tokens)
         dtype, steps = rollout_dtype(self.model, self.dtype), sampling.max_new_tokens

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from moodpo.choices import NORMALIZATIONS, NormalizerKind
 from moodpo.errors import ConfigError, ManifestError, RewardError
 
-__all__ = ["Moments", "Normalizer", "NormalizerKind", "merge_moments", "moments", "standardize"]
+__all__ = ["Moments", "Normalizer", "merge_moments", "moments", "standardize"]
 
-NormalizerKind: TypeAlias = Literal["none", "running", "calibrate"]
 
 RELATIVE_STD_FLOOR = 1e-6
 """Just above the rounding of float32 rewards (2⁻²⁴ ≈ 6e-8 of the mean)."""
@@ -103,10 +103,9 @@ class Normalizer:
     """
 
     def __init__(self, kind: NormalizerKind, num_objectives: int) -> None:
-        if kind not in get_args(NormalizerKind):
+        if kind not in NORMALIZATIONS:
             raise ConfigError(
-                f"Unknown reward normalization {kind!r}. "
-                f"Use one of {', '.join(get_args(NormalizerKind))}."
+                f"Unknown reward normalization {kind!r}. Use one of {', '.join(NORMALIZATIONS)}."
             )
         self.kind = kind
         self.num_objectives = num_objectives

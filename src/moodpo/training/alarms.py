@@ -1,21 +1,27 @@
 """Alarms: what of a run's numbers means that it learns nothing, in plain words.
 
-Pure functions over means and counts that are reduced over processes already, and a watch that ends
-a run without a signal. Knows no model and no rewards, only their names.
+Pure functions over means and counts of all processes, and a watch that ends a run without a signal.
+Knows no model and no rewards, only their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from moodpo.training.pairs import PairStatistics
 
 __all__ = ["MAX_UNDEFINED_STEPS", "Counts", "SignalWatch", "find_alarms"]
 
 MAX_UNDEFINED_STEPS = 8
 """Optimizer steps in a row without a single defined pair after which a run ends."""
+
+Reduce = Callable[[Tensor], Tensor]
 
 FLAT = 1e-6  # a standard deviation that small, relative to the mean, is rounding
 MOST = 0.5
@@ -114,8 +120,15 @@ class SignalWatch(TrainerCallback):  # type: ignore[misc]
         self._undefined_in_a_row = 0
         self._said: set[str] = set()
 
-    def add_step(self, *, labeled: float, active: float, undefined: float) -> None:
-        """Counts one optimizer step's pairs, over all processes."""
+    def add_step(self, statistics: PairStatistics, reduce: Reduce) -> None:
+        """Counts one optimizer step's pairs.
+
+        Args:
+            statistics: Of this process.
+            reduce: Sums a tensor over processes.
+        """
+        own = (statistics.labeled, statistics.active, statistics.undefined)
+        labeled, active, undefined = reduce(torch.tensor([float(n) for n in own])).tolist()
         for counts in (self.since_log, self._total):
             counts.add(labeled=labeled, active=active, undefined=undefined)
         dead = undefined == labeled > 0

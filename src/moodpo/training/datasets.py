@@ -28,7 +28,9 @@ __all__ = [
     "check_dataset",
     "check_datasets",
     "check_model_lengths",
+    "collate_prompts",
     "fit_dataset",
+    "fit_passed",
 ]
 
 logger = logging.getLogger(__name__)
@@ -116,6 +118,16 @@ def fit_dataset(
     return fitted.dataset
 
 
+def fit_passed(
+    dataset: Any,
+    conditioner: Conditioner,
+    tokenizer: PreTrainedTokenizerBase,
+    args: MOODPOConfig,
+) -> Any:
+    """A data set that is passed to an evaluation, checked and fitted as the trainer's own are."""
+    return fit_dataset(check_dataset(dataset, "the data set"), conditioner, tokenizer, args)
+
+
 def check_batches(num_prompts: int, args: MOODPOConfig) -> None:
     """Refuses to drop the last batch where it is the only one.
 
@@ -140,6 +152,15 @@ def check_model_lengths(model: Any, args: MOODPOConfig) -> None:
         max_prompt_length=args.max_prompt_length,
         max_new_tokens=args.max_new_tokens,
     )
+
+
+def collate_prompts(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of a data set as the prompts and columns of a `PromptBatch`: text needs no padding."""
+    names = [name for name in features[0] if name != "prompt"] if features else []
+    return {
+        "prompts": [row["prompt"] for row in features],
+        "columns": {name: [row[name] for row in features] for name in names},
+    }
 
 
 # ---- What was passed ----

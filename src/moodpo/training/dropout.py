@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig
 
 from moodpo.models.probe import probe_ids, tolerance
 
-__all__ = ["Dropouts", "noisy_module", "seeded", "warn_of_noise"]
+__all__ = ["Dropouts", "dropout_of_pass", "noisy_module", "seeded", "warn_of_noise"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,19 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     devices, kind = ([], "cuda") if on_cpu else ([device], device.type)
     with torch.random.fork_rng(devices=devices, device_type=kind):
         torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def dropout_of_pass(dropouts: Dropouts | None, seed: int, device: torch.device) -> Iterator[None]:
+    """No dropout, or one that depends on a seed alone.
+
+    Args:
+        dropouts: Those to switch off; None leaves them on.
+        seed: Of what is dropped then: a function of the run's seed, step, process and pass.
+        device: Of the model.
+    """
+    with seeded(seed, device), nullcontext() if dropouts is None else dropouts.off():
         yield
 
 

@@ -169,7 +169,7 @@ def find_source(pairs: PairBatch, objectives: Sequence[str], normalizer: Normali
     finite = normalized.isfinite().flatten(0, -2).all(dim=0)  # [K]
     if odd := [name for name, fine in zip(objectives, finite.tolist(), strict=True) if not fine]:
         return f"the normalized rewards of {', '.join(odd)}"
-    if not are_finite([pairs.utilities, pairs.votes]):
+    if not are_finite([pairs.utilities]):
         return f"the utilities of {', '.join(objectives)}"
     if pairs.ref_logps is not None and not are_finite([pairs.ref_logps]):
         return "the reference's log-probabilities"

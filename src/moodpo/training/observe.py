@@ -109,7 +109,7 @@ def sample_rows(
         those that were sampled under the row's own), and the numbers of the `chosen` and the
         `rejected` one: None where no pair is trained under these weights.
     """
-    M, size = rollout.weights_per_prompt, rollout.rewards.shape[1]
+    _, M, size, _ = rollout.rewards.shape
     trained = {
         (prompt, labeling): tuple(candidates)
         for prompt, labeling, candidates in zip(
@@ -117,16 +117,17 @@ def sample_rows(
         )
     }
     rows: list[Row] = []
-    for i in range(min(limit, len(rollout))):
+    for i in range(min(limit, len(rollout) * M)):
         prompt, labeling = divmod(i, M)
-        row: Row = {"step": step, "prompt": prompt_text(rollout.prompts[i])}
-        row |= {f"weight/{n}": round(w, 3) for n, w in _named(objectives, rollout.weights[i])}
+        weights = rollout.labels[prompt, labeling]
+        row: Row = {"step": step, "prompt": prompt_text(rollout.prompts[prompt])}
+        row |= {f"weight/{n}": round(w, 3) for n, w in _named(objectives, weights)}
         for j in range(M * size):
-            place = prompt * M + j // size, j % size
-            row[f"completion_{j}"] = rollout.completions[place[0]][place[1]]
+            m, place = divmod(j, size)
+            row[f"completion_{j}"] = rollout.texts[prompt][m][place]
             row |= {
                 f"{n}_{j}": round(r, 4) if r == r else None
-                for n, r in _named(objectives, rollout.rewards[place])
+                for n, r in _named(objectives, rollout.rewards[prompt, m, place])
             }
         row["sampled"] = ", ".join(str(labeling * size + j) for j in range(size))
         row["chosen"], row["rejected"] = trained.get((prompt, labeling), (None, None))

@@ -3,8 +3,8 @@
 The rewards of a prompt's completions are known whatever the weights, so the same completions teach
 under any of them: every labeling is a weight vector with its own conditioned prompt, its own best
 and its own worst. No Trainer in it, and no model.
-Shapes: B prompts, M weight vectors each is sampled under, N more it is labeled under, L = M + N
-labelings, G completions of a prompt, K objectives, P training pairs.
+Shapes: B prompts, M weight vectors each is sampled under, L labelings of each, G completions of a
+prompt, K objectives, P training pairs.
 """
 
 from __future__ import annotations
@@ -15,24 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moodpo.choices import Scalarization
 from moodpo.core.bounds import feasible_first, violations
-from moodpo.core.pairing import (
-    Pairing,
-    pair_completions,
-    preference_probabilities,
-)
-from moodpo.core.scalarization import Scalarization, scalarize
+from moodpo.core.pairing import Pairing, pair_completions
+from moodpo.core.scalarization import scalarize
 from moodpo.records import PairBatch, Prompt, RolloutBatch, TokenIds
 from moodpo.rewards.normalize import Normalizer
 
-__all__ = [
-    "PairStatistics",
-    "bounds_kept",
-    "build_pairs",
-    "identities",
-    "label_utilities",
-    "label_weights",
-]
+__all__ = ["Encode", "PairStatistics", "build_pairs", "identities", "label_utilities"]
+
+Encode = Callable[[Prompt, Tensor, Tensor | None], TokenIds]
+"""Conditions a raw prompt on weights `[K]` and on lower bounds `[K]` or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,32 +41,9 @@ class PairStatistics:
     flipped: int  # of those, how many have another winner under the others
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidates:
-    """All completions of each prompt, whatever weights they were sampled under."""
-
-    token_ids: list[tuple[TokenIds, ...]]  # B x G
-    rewards: Tensor  # [B, G, K] raw
-    identities: Tensor  # [B, G] int64: the same number for the same tokens
-
-    @property
-    def size(self) -> int:
-        """G."""
-        return self.rewards.shape[1]
-
-
 def identities(token_ids: Sequence[Sequence[TokenIds]]) -> Tensor:
     """Numbers `[B, G]` that are equal where completions of a prompt are the same tokens."""
     return torch.tensor([[row.index(ids) for ids in row] for row in token_ids])
-
-
-def label_weights(rollout: RolloutBatch) -> Tensor:
-    """The weights of all labelings of each prompt `[B, L, K]`: first those it was sampled under."""
-    M, K = rollout.weights_per_prompt, rollout.weights.shape[-1]
-    sampled = rollout.weights.view(-1, M, K)  # [B, M, K]
-    if rollout.relabel_weights is None:
-        return sampled
-    return torch.cat([sampled, rollout.relabel_weights], dim=1)
 
 
 def label_utilities(
@@ -109,23 +79,12 @@ def label_utilities(
     return feasible_first(utilities, missed.unsqueeze(1))
 
 
-def bounds_kept(rollout: RolloutBatch, objective: int) -> tuple[int, int]:
-    """How many completions keep the bound of objective k that they were sampled under, of all."""
-    bounds = rollout.row_bounds()
-    if bounds is None:
-        return 0, 0
-    asked = bounds[:, objective, None].expand(-1, rollout.rewards.shape[1])  # [B * M, g]
-    kept = rollout.rewards[..., objective] >= asked.to(rollout.rewards)
-    return int(kept.sum()), int((~asked.isnan()).sum())
-
-
 def build_pairs(
     rollout: RolloutBatch,
     *,
     normalizer: Normalizer,
     scalarization: Scalarization,
-    encode: Callable[[Prompt, Tensor, Tensor | None], TokenIds],
-    label_temperature: float = 0.0,
+    encode: Encode,
 ) -> tuple[PairBatch, PairStatistics]:
     """Labels each prompt's completions under all its weights: the best against the worst.
 
@@ -137,43 +96,41 @@ def build_pairs(
         rollout: B prompts with raw rewards.
         normalizer: Puts objectives on one scale.
         scalarization: `linear` or `chebyshev`.
-        encode: Conditions a raw prompt on weights `[K]` and on lower bounds `[K]` or None, for
-            weights it was not sampled under.
-        label_temperature: T of `preference_probabilities`, in units of utility; 0 has one winner.
+        encode: For weights that a prompt was not sampled under.
 
     Returns:
         The active pairs, labeling by labeling, and counts of all.
     """
     if not len(rollout):
         return _no_pairs(rollout.rewards.shape[-1]), _statistics([])
-    pool = _pool(rollout)
-    labels = label_weights(rollout)  # [B, L, K]
+    labels, rewards = rollout.labels, rollout.rewards.flatten(1, 2)  # [B, L, K], [B, G, K]
     utilities = label_utilities(
-        pool.rewards,
+        rewards,
         labels,
         normalizer=normalizer,
         scalarization=scalarization,
         bounds=rollout.bounds,
     )  # [B, L, G]
-    pairings, votes = _pair(pool, utilities, label_temperature)
+    token_ids = [[c.token_ids for c in row] for row in rollout.candidates]  # B x G
+    same = identities(token_ids)
+    pairings = [pair_completions(scores, identities=same) for scores in utilities.unbind(1)]
     active = torch.stack([p.active for p in pairings])  # [L, B]
     order = torch.stack([p.order() for p in pairings])  # [L, B, 2]
     indices, rows = active.nonzero(as_tuple=True)  # [P] labelings and prompts
     candidates = order[indices, rows]  # [P, 2]
-    own = candidates // (pool.size // rollout.weights_per_prompt) == indices[:, None]  # [P, 2]
+    own = candidates // rollout.rewards.shape[2] == indices[:, None]  # [P, 2]
     return PairBatch(
         prompt_ids=[
-            _prompt_ids(rollout, row, index, labels, encode)
+            _prompt_ids(rollout, row, index, encode)
             for index, row in zip(indices.tolist(), rows.tolist(), strict=True)
         ],
         completion_ids=[
-            (pool.token_ids[row][best], pool.token_ids[row][worst])
+            (token_ids[row][best], token_ids[row][worst])
             for row, (best, worst) in zip(rows.tolist(), candidates.tolist(), strict=True)
         ],
         weights=labels[rows, indices],
-        rewards=pool.rewards[rows[:, None], candidates],
+        rewards=rewards[rows[:, None], candidates],
         utilities=utilities[rows[:, None], indices[:, None], candidates],
-        votes=votes[indices, rows],
         rows=rows,
         labelings=indices,
         candidates=candidates,
@@ -189,7 +146,6 @@ def _no_pairs(num_objectives: int) -> PairBatch:
         weights=torch.zeros(0, num_objectives),
         rewards=torch.zeros(0, 2, num_objectives),
         utilities=torch.zeros(0, 2),
-        votes=torch.zeros(0, 2),
         rows=none,
         labelings=none,
         candidates=none.view(0, 2),
@@ -197,48 +153,16 @@ def _no_pairs(num_objectives: int) -> PairBatch:
     )
 
 
-def _pool(rollout: RolloutBatch) -> _Candidates:
-    """Brings the completions of a prompt together, in the order of its rows."""
-    M = rollout.weights_per_prompt
-    _, size, K = rollout.rewards.shape
-    rewards = rollout.rewards.reshape(-1, M * size, K)  # [B, G, K]
-    rows = range(0, len(rollout), M)
-    token_ids = [tuple(c for ids in rollout.completion_ids[i : i + M] for c in ids) for i in rows]
-    return _Candidates(
-        token_ids=token_ids,
-        rewards=rewards,
-        identities=identities(token_ids),
-    )
-
-
-def _pair(pool: _Candidates, utilities: Tensor, temperature: float) -> tuple[list[Pairing], Tensor]:
-    """The pairing of every labeling, and its votes `[L, B, 2]`."""
-    pairings, votes = [], []
-    for scores in utilities.unbind(1):
-        pairing = pair_completions(scores, identities=pool.identities)
-        first, second = scores.gather(1, pairing.order()).unbind(-1)  # [B]
-        gaps = torch.stack([first - second, second - first], dim=-1)  # [B, 2]
-        pairings.append(pairing)
-        votes.append(preference_probabilities(gaps, temperature))
-    return pairings, torch.stack(votes)
-
-
-def _prompt_ids(
-    rollout: RolloutBatch,
-    row: int,
-    index: int,
-    labels: Tensor,
-    encode: Callable[[Prompt, Tensor, Tensor | None], TokenIds],
-) -> TokenIds:
+def _prompt_ids(rollout: RolloutBatch, row: int, index: int, encode: Encode) -> TokenIds:
     """The prompt conditioned on the weights of a labeling: as it was sampled, or written anew."""
-    first = row * rollout.weights_per_prompt
-    if index < rollout.weights_per_prompt:
-        return rollout.prompt_ids[first + index]
+    sampled = rollout.prompt_ids[row]
+    if index < len(sampled):
+        return sampled[index]
     bounds = None if rollout.bounds is None else rollout.bounds[row]
-    return encode(rollout.prompts[first], labels[row, index], bounds)
+    return encode(rollout.prompts[row], rollout.labels[row, index], bounds)
 
 
-def _statistics(pairings: list[Pairing]) -> PairStatistics:
+def _statistics(pairings: Sequence[Pairing]) -> PairStatistics:
     def count(name: str) -> int:
         return sum(int(getattr(p, name).sum()) for p in pairings)
 

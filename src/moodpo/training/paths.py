@@ -26,9 +26,10 @@ from moodpo.models.logps import TokenBatch, collate_pairs, collate_sequences, he
 from moodpo.models.modes import evaluating
 from moodpo.models.probe import mixing_types
 from moodpo.records import TokenIds
+from moodpo.training.reference import Reference
 from moodpo.training.trial import REACH, PackingTrial, computing_dtype
 
-__all__ = ["FastPaths", "describe_lora", "find_fast_paths", "try_own_attention"]
+__all__ = ["FastPaths", "describe_lora", "find_fast_paths", "find_paths", "try_own_attention"]
 
 Pair = tuple[TokenIds, ...]
 
@@ -164,6 +165,31 @@ def try_own_attention(
         drop_pair_attention(model)
         return f"off ({reason})"
     return "on"
+
+
+def find_paths(
+    model: nn.Module,
+    reference: Reference,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    gather: Callable[[Tensor], Tensor],
+) -> tuple[FastPaths, FastPaths, str]:
+    """The policy's and the reference's fast paths, where they are now, and both in words.
+
+    Args:
+        model: The policy on this process's device.
+        reference: What it is held close to.
+        autocast: The mixed precision that it is trained in.
+        gather: Concatenates tensors over processes, which all take the same paths.
+    """
+    policy = find_fast_paths(model).agreed(gather)
+    with reference.active() as other:
+        shared = other is model
+        theirs = policy if shared else find_fast_paths(other).agreed(gather)
+    attention = try_own_attention(model, policy, autocast=autocast)
+    said = [policy.describe(), f"fused LoRA {describe_lora(model)}", f"own attention {attention}"]
+    said += [] if shared else [f"reference: {theirs.describe()}"]
+    return policy, theirs, "; ".join(said)
 
 
 def describe_lora(model: nn.Module) -> str:

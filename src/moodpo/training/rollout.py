@@ -2,8 +2,8 @@
 
 Everything random is keyed by (seed, step, position in the global batch), so that neither the
 number of processes, nor accumulation, nor an interruption changes what is sampled.
-Shapes: B prompts, M weight vectors each is sampled under, g completions under each, N further
-weight vectors for labeling, K objectives. By default M = 1, g = 2, N = 1.
+Shapes: B prompts, M weight vectors each is sampled under, g completions under each, L weight
+vectors each is labeled under, K objectives. By default M = 1, g = 2, L = 2.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from torch import Tensor
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.conditioning.weights import BoundRange, round_bound
 from moodpo.core.seeds import derive_seed
-from moodpo.generation.base import Completion, Generator, SamplingConfig
+from moodpo.generation.base import Generator, SamplingConfig, Who
 from moodpo.generation.tokens import completion_text
-from moodpo.records import Prompt, PromptBatch, RolloutBatch, TokenIds
+from moodpo.records import Completion, Prompt, PromptBatch, RolloutBatch, TokenIds
 from moodpo.rewards.panel import RewardPanel
-from moodpo.training.samplers import WeightSampler
+from moodpo.training.draws import Draw, draw_labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NUM_COMPLETIONS", "RolloutCollector", "draw_bounds"]
+__all__ = ["NUM_COMPLETIONS", "Key", "RolloutCollector", "draw_bounds"]
 
 NUM_COMPLETIONS = 2  # g by default
+Key = tuple[int | str, ...]
 Phase = Callable[[str], AbstractContextManager[None]]
 
 
@@ -61,8 +62,7 @@ class RolloutCollector:
     """Samples and scores one optimizer step's completions.
 
     Every prompt has a sequence of weight vectors: a draw, its opposite, another draw, its opposite,
-    and so on. The first M are sampled under; `antithetic` relabeling goes on with the next N, and
-    `fresh` relabeling with N draws.
+    and so on. The first M are sampled under; relabeling labels under the next one, too.
 
     Attributes:
         conditioner: Writes weights into prompts.
@@ -70,11 +70,10 @@ class RolloutCollector:
         generator: The backend that samples.
         panel: All rewards; sees raw prompts only.
         sampling: Lengths and temperature.
-        sampler: Draws the weights.
+        draw: Draws the weights.
         num_completions: g, completions under each weight vector.
         weights_per_prompt: M, weight vectors that each prompt is sampled under.
-        relabel: `none`, `antithetic` or `fresh`.
-        num_relabels: N, further weight vectors to label each prompt under.
+        relabel: `none`, or `antithetic`.
         bound_probability: How often a prompt is sampled under a lower bound of an objective that
             the conditioner has a range for.
         phase: Called with `generate` or `score`; times and shows the phase.
@@ -85,11 +84,10 @@ class RolloutCollector:
     generator: Generator
     panel: RewardPanel
     sampling: SamplingConfig
-    sampler: WeightSampler
+    draw: Draw
     num_completions: int = NUM_COMPLETIONS
     weights_per_prompt: int = 1
     relabel: str = "none"
-    num_relabels: int = 1
     bound_probability: float = 0.5
     phase: Phase = lambda _: nullcontext()
 
@@ -98,110 +96,90 @@ class RolloutCollector:
         asked = None if bounds is None else bounds.tolist()
         return self.conditioner.encode(self.tokenizer, prompt, weights.tolist(), asked)
 
-    def collect(
-        self, batch: PromptBatch, *, key: tuple[int | str, ...], first: int = 0
-    ) -> RolloutBatch:
+    def collect(self, batch: PromptBatch, *, key: Key, who: Who = "policy") -> RolloutBatch:
         """Scored completions of every prompt.
 
         Args:
             batch: B raw prompts; `indices` place them in the global batch.
             key: What makes this rollout differ from every other: (seed, stream, step).
-            first: How many prompts of the run come before this global batch.
+            who: Whose completions: the policy's, or the reference's.
 
         Returns:
             The rollout, rewards raw. Without prompts nothing is sampled, and no reward is asked:
             another process may have the last ones of an epoch.
         """
         M = self.weights_per_prompt
-        sampled, further = self._weights(batch.indices, key, first)  # [B, M, K], [B, N, K] or None
-        weights, prompts = sampled.flatten(0, 1), [p for p in batch.prompts for _ in range(M)]
+        count = M + (self.relabel != "none")
+        labels = draw_labels(self.draw, batch.indices, key, count=count)  # [B, L, K]
         bounds = self._bounds(batch.indices, key)  # [B, K] or None
         prompt_ids = [
-            self.encode(prompt, row, None if bounds is None else bounds[i // M])
-            for i, (prompt, row) in enumerate(zip(prompts, weights, strict=True))
+            tuple(self.encode(prompt, w, None if bounds is None else bounds[i]) for w in row[:M])
+            for i, (prompt, row) in enumerate(zip(batch.prompts, labels, strict=True))
         ]
         with self.phase("generate"):
-            completions = self._complete(batch, prompt_ids, key)
-        token_ids = [tuple(c.token_ids for c in row) for row in completions]
-        texts = [tuple(completion_text(self.tokenizer, c) for c in row) for row in completions]
+            completions = self._complete(batch, prompt_ids, key, who)  # B x M x g
+        texts = [
+            tuple(tuple(completion_text(self.tokenizer, c) for c in group) for group in row)
+            for row in completions
+        ]
         with self.phase("score"):
-            rewards = self.score(batch, texts, token_ids)
-        ended = [[c.finished for c in row] for row in completions]
+            rewards = self.score(batch, texts, completions)
         return RolloutBatch(
-            prompts=prompts,
-            weights=weights,
+            prompts=batch.prompts,
+            labels=labels,
             prompt_ids=prompt_ids,
-            completion_ids=token_ids,
-            completions=texts,
-            finished=torch.tensor(ended, dtype=torch.bool).view(-1, self.num_completions),
+            completions=completions,
+            texts=texts,
             rewards=rewards,
-            weights_per_prompt=M,
-            relabel_weights=further,
             bounds=bounds,
         )
 
     def _complete(
-        self, batch: PromptBatch, prompt_ids: list[TokenIds], key: tuple[int | str, ...]
-    ) -> list[tuple[Completion, ...]]:
-        """The completions `B * M x g` of conditioned prompts."""
+        self, batch: PromptBatch, prompt_ids: Sequence[tuple[TokenIds, ...]], key: Key, who: Who
+    ) -> list[tuple[tuple[Completion, ...], ...]]:
+        """The completions `B x M x g` of conditioned prompts."""
         if not prompt_ids:
             return []
-        at = self._positions(batch.indices, self.weights_per_prompt)
-        return self.generator.generate(
-            prompt_ids,
+        M = self.weights_per_prompt
+        # What keys the randomness of each: its prompt's place, and its own among M.
+        places = [(i, m) if m else (i,) for i in batch.indices for m in range(M)]
+        flat = self.generator.generate(
+            [ids for row in prompt_ids for ids in row],
             sampling=self.sampling,
             num_completions=self.num_completions,
-            seeds=[derive_seed(*key, "y", *place) for place in at],
+            seeds=[derive_seed(*key, "y", *place) for place in places],
+            who=who,
         )
+        return [tuple(flat[i : i + M]) for i in range(0, len(flat), M)]
 
     def score(
         self,
         batch: PromptBatch,
-        texts: Sequence[Sequence[str]],
-        token_ids: Sequence[Sequence[TokenIds]],
+        texts: Sequence[Sequence[Sequence[str]]],
+        completions: Sequence[Sequence[Sequence[Completion]]],
     ) -> Tensor:
-        """Raw rewards `[B * M, g, K]` of interleaved completions, one pass per reward."""
+        """Raw rewards `[B, M, g, K]` of completions `B x M x g`, one pass per reward.
+
+        All completions of a prompt stand next to each other, as TRL passes them.
+        """
+        shape = (len(texts), self.weights_per_prompt, self.num_completions, len(self.panel))
         if not texts:
-            return torch.zeros(0, self.num_completions, len(self.panel))
+            return torch.zeros(shape)
         repeat = range(self.weights_per_prompt * self.num_completions)
         columns = {
             name: [v for v in values for _ in repeat] for name, values in batch.columns.items()
         }
-        columns["completion_ids"] = [list(ids) for row in token_ids for ids in row]
+        columns["completion_ids"] = [
+            list(c.token_ids) for row in completions for group in row for c in group
+        ]
         flat = self.panel.score(
             [prompt for prompt in batch.prompts for _ in repeat],
-            [text for row in texts for text in row],
+            [text for row in texts for group in row for text in group],
             columns,
         )  # [B * M * g, K]
-        return flat.view(len(texts), self.num_completions, -1)
+        return flat.view(shape)
 
-    def _weights(
-        self, indices: Sequence[int], key: tuple[int | str, ...], first: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """The weights to sample under `[B, M, K]`, and further ones to label under `[B, N, K]`."""
-        M, N = self.weights_per_prompt, self.num_relabels
-        N = 0 if self.relabel == "none" else N
-
-        def drawn(number: int) -> Tensor:
-            """The `number`-th draw `[B, K]` of each prompt's sequence."""
-            stream = ("w",) if number == 0 else ("w", number)
-            seeds = [derive_seed(*key, *stream, i) for i in indices]
-            positions = [first + i for i in indices]
-            return self.sampler.draw(seeds, positions=positions, number=number)
-
-        wanted = M if self.relabel == "fresh" else M + N
-        sequence: list[Tensor] = []
-        for number in range(wanted):
-            if number % 2:
-                sequence.append(self.sampler.opposite(sequence[-1]))
-            else:
-                sequence.append(drawn(number))
-        if self.relabel == "fresh":
-            sequence += [drawn(M + number) for number in range(N)]
-        stacked = torch.stack(sequence, dim=1)  # [B, M + N, K]
-        return stacked[:, :M], stacked[:, M:] if N else None
-
-    def _bounds(self, indices: Sequence[int], key: tuple[int | str, ...]) -> Tensor | None:
+    def _bounds(self, indices: Sequence[int], key: Key) -> Tensor | None:
         """The lower bounds of each prompt `[B, K]`, the same under all its weights."""
         ranges = [self.conditioner.lower_bounds.get(n) for n in self.conditioner.objectives]
         if not any(ranges):
@@ -212,7 +190,3 @@ class RolloutCollector:
         ]
         # As precise as rewards: one that equals its bound must not fall short by rounding.
         return torch.tensor(rows, dtype=torch.float32).view(-1, len(ranges))
-
-    def _positions(self, indices: Sequence[int], rows: int) -> list[tuple[int, ...]]:
-        """What keys the randomness of each row: its prompt's place, and its own among M."""
-        return [(i, m) if m else (i,) for i in indices for m in range(rows)]

@@ -10,9 +10,9 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
+from moodpo.training.sharding import gather_rows, places, share, share_prompts
 from torch.utils.data import DataLoader
 
-from moodpo.training.sharding import gather_rows, places, share, share_prompts
 from tiny_trainers import assert_same, make_trainer, vowels
 
 

@@ -1,4 +1,4 @@
-"""Sharding: which process gets which prompts, such that several together do what one would.
+"""Parallel: which process gets which prompts, and how several together do what one would.
 
 One process takes the prompts of an epoch in order, so many at a time; W processes share each such
 portion. Where the last one is short nobody repeats a prompt to fill it up, as accelerate would:
@@ -9,14 +9,109 @@ Shapes: W processes, R passes of one optimizer step, n rows of this process.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
-__all__ = ["PromptShares", "gather_rows", "places", "share", "share_prompts"]
+from moodpo.errors import ConfigError
+from moodpo.records import PromptBatch
+
+__all__ = [
+    "Processes",
+    "PromptShares",
+    "gather_rows",
+    "places",
+    "share",
+    "share_prompts",
+    "zero_loss",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The W processes of a run, as those see them who add up or share out.
+
+    Attributes:
+        accelerator: Of the trainer.
+        count: W.
+        index: Which of them this is.
+        device: Of this process.
+    """
+
+    accelerator: Accelerator
+    count: int
+    index: int
+    device: torch.device
+
+    def check(self) -> None:
+        """Refuses what would leave generation without whole parameters.
+
+        Raises:
+            ConfigError: Under FSDP or DeepSpeed.
+        """
+        sharding = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.accelerator.distributed_type in sharding:
+            raise ConfigError(
+                "FSDP and DeepSpeed shard the parameters that generation needs whole; moodpo "
+                "trains with plain data parallelism (DDP). Remove them from the accelerate config."
+            )
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The rows of all processes, each of which may bring another number of them."""
+        if self.count == 1:
+            return values
+        return gather_rows(values, lambda rows: self.accelerator.gather(rows.to(self.device)).cpu())
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """The sum over processes of values of one shape."""
+        if self.count == 1:
+            return values
+        reduced: Tensor = self.accelerator.reduce(values.to(self.device), "sum")
+        return reduced.cpu()
+
+    def total(self, number: float) -> float:
+        """The sum of a number over processes."""
+        return self.reduce(torch.tensor([float(number)])).sum().item()
+
+    def others_names(self, own: Sequence[str]) -> list[str]:
+        """The names that any of several processes has; none where this is the only one."""
+        return [] if self.count == 1 else list(gather_object(list(own)))
+
+    def prompt_batch(self, batches: Sequence[Mapping[str, Any]], *, first: int = 0) -> PromptBatch:
+        """Joins batches, of which every process has as many; positions count over processes.
+
+        Args:
+            batches: From `datasets.collate_prompts`, R of them.
+            first: How many prompts come before, counted over processes.
+        """
+        sizes = self.gather(torch.tensor([[len(batch["prompts"]) for batch in batches]]))  # [W, R]
+        filled = [batch for batch in batches if batch["prompts"]]
+        names = filled[0]["columns"] if filled else ()
+        return PromptBatch(
+            prompts=[p for batch in filled for p in batch["prompts"]],
+            indices=[first + place for place in places(sizes, self.index)],
+            columns={n: [v for batch in filled for v in batch["columns"][n]] for n in names},
+        )
+
+
+def zero_loss(model: nn.Module) -> Tensor:
+    """A loss of 0 that reaches every trained parameter, for a process without a pair to train.
+
+    Under DDP it takes a forward pass (of one token): gradients are averaged by hooks that only a
+    forward pass arms, and another process may have pairs.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        device = next(model.parameters()).device
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        return model(input_ids=token, use_cache=False).logits.float().sum() * 0.0  # type: ignore[no-any-return]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.stack([p.flatten()[0] * 0.0 for p in trained]).sum()
 
 
 def share(items: Sequence[int], num_processes: int, process_index: int) -> list[int]:
