@@ -13,62 +13,40 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
 
-from moodpo.choices import NormalizerKind
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.seeds import derive_seed
-from moodpo.errors import ConfigError, RewardError
+from moodpo.errors import RewardError
 from moodpo.files import share_files, write_json
 from moodpo.generation.base import Generator
 from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import padding_token_id
 from moodpo.manifest import RunManifest, check_continuation
-from moodpo.models.chat_templates import warn_of_dates
 from moodpo.models.savable import record_base
-from moodpo.records import PairBatch, PromptBatch, RolloutBatch
-from moodpo.rewards import Reward, RewardPanel, check_data
+from moodpo.rewards import Reward, check_data
 from moodpo.rewards.normalize import Normalizer
-from moodpo.training.alarms import SignalWatch
-from moodpo.training.calibration import reference_rewards
 from moodpo.training.card import write_model_card
 from moodpo.training.checkpoints import STATE_NAME, find_checkpoint
 from moodpo.training.config import MOODPOConfig
-from moodpo.training.datasets import (
-    check_batches,
-    check_datasets,
-    collate_prompts,
-    fit_dataset,
-    fit_passed,
-)
+from moodpo.training.datasets import check_batches, check_datasets, collate_prompts, fit_dataset
 from moodpo.training.description import Origin, describe_run
 from moodpo.training.draws import Draw, dirichlet_draw
-from moodpo.training.dropout import Dropouts, dropout_of_pass, warn_of_noise
+from moodpo.training.dropout import dropout_of_pass
 from moodpo.training.guard import NumberGuard, check_savable_weights
-from moodpo.training.interlude import interlude
-from moodpo.training.learner import Learner, MicroBatch
-from moodpo.training.metrics import (
-    MetricStore,
-    PhaseClock,
-    record_pairs,
-    record_rollout,
-    record_work,
-    with_deviations,
-)
-from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
-from moodpo.training.pairs import PairStatistics
+from moodpo.training.held_out import HeldOutTrainer
+from moodpo.training.learner import MicroBatch
+from moodpo.training.metrics import PhaseClock
+from moodpo.training.observe import PhaseProgress
 from moodpo.training.parallel import Processes, share_prompts, zero_loss
-from moodpo.training.paths import find_paths
+from moodpo.training.recorder import Recorder
 from moodpo.training.reference import check_agreement, make_reference
-from moodpo.training.rollout import Key, RolloutCollector
 from moodpo.training.schedule import ScheduleCallback
-from moodpo.training.setup import Ready, load_panel, prepare
+from moodpo.training.setup import assemble, load_objectives, prepare
 from moodpo.training.state import read_state, restore_metrics, run_state
 
 __all__ = ["MOODPOTrainer"]
@@ -76,7 +54,7 @@ __all__ = ["MOODPOTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class MOODPOTrainer(Trainer):  # type: ignore[misc]
+class MOODPOTrainer(HeldOutTrainer):
     """Trains one policy for every weighting of several rewards (MO-ODPO, Gupta et al. 2025).
 
     Args:
@@ -140,10 +118,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         check_data(reward_funcs, *datasets)
         ready = prepare(model, processing_class, peft_config, args, base=base, start=start)
         self._origin = Origin(lineage=tuple(lineage), task=task, base=ready.base, start=ready.start)
-        self._metrics = {"train": MetricStore(), "eval": MetricStore()}
-        self._samples: list[dict[str, Any]] = []
-        self._eval_position, self._apart = 0, False
-        self._sweep, self._swept = sweep, dict[str, float]()
+        self._sweep, self._swept, self._position = sweep, {}, 0
         super().__init__(
             model=ready.model,
             args=args,
@@ -158,29 +133,12 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             self.accelerator, args.world_size, args.process_index, args.device
         )
         self.processes.check()
-        self.clock = PhaseClock(self._show_phase)
-        panel = load_panel(reward_funcs, args)
-        conditioner = _fitting(conditioner or args.make_conditioner(panel.names), panel)
-        warn_of_dates(ready.tokenizer, conditioner.chat_template_kwargs)
+        panel, conditioner = load_objectives(reward_funcs, conditioner, ready.tokenizer, args)
         self.train_dataset, self.eval_dataset = (
             fit_dataset(each, conditioner, ready.tokenizer, args) for each in datasets
         )
         if self.train_dataset is not None:
             check_batches(len(self.train_dataset), args)
-        draw = weight_sampler or dirichlet_draw(args.concentration, len(panel))
-        self._assemble(ready, ref_model, panel, conditioner, draw)
-        self._add_callbacks()
-
-    def _assemble(
-        self,
-        ready: Ready,
-        ref_model: PreTrainedModel | None,
-        panel: RewardPanel,
-        conditioner: Conditioner,
-        draw: Draw,
-    ) -> None:
-        """Makes what a step is done with: reference, collector and learner."""
-        args, autocast = self.args, self.accelerator.autocast
         self.reference = make_reference(
             args.reference,
             self.model,
@@ -189,39 +147,24 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             ref_model=None if ref_model is None else ref_model.to(args.device),
             fresh=ready.fresh,
         )
-        self._reference_tried, self._passes = False, itertools.count()
-        self._dropouts = Dropouts(self.model) if args.disable_dropout else None
-        if self._dropouts is not None:
-            with autocast(), self._dropouts.off():
-                warn_of_noise(self.model)
-        self.collector = RolloutCollector(
+        self.clock = PhaseClock(self._show_phase)
+        parts = assemble(
+            args,
+            ready,
+            self.model,
+            reference=self.reference,
             conditioner=conditioner,
-            tokenizer=ready.tokenizer,
-            generator=self.make_generator(self.model),
             panel=panel,
-            sampling=args.sampling,
-            draw=draw,
-            num_completions=args.num_generations // args.weights_per_prompt,
-            weights_per_prompt=args.weights_per_prompt,
-            relabel=args.relabel,
-            bound_probability=args.bound_probability,
+            draw=weight_sampler or dirichlet_draw(args.concentration, len(panel)),
+            generator=self.make_generator(self.model),
+            processes=self.processes,
             phase=self.clock,
         )
-        paths, of_reference, self.fast_paths = find_paths(
-            self.model, self.reference, autocast=autocast, gather=self.processes.gather
-        )
-        logger.info("Fast paths: %s", self.fast_paths)
-        self.learner = Learner(
-            args=args,
-            reference=self.reference,
-            normalizer=Normalizer(cast(NormalizerKind, args.reward_normalization), len(panel)),
-            encode=self.collector.encode,
-            pad_token_id=padding_token_id(ready.tokenizer, self.model),
-            paths=paths,
-            reference_paths=of_reference,
-            processes=self.processes,
-            autocast=autocast,
-        )
+        self.collector, self.learner = parts.collector, parts.learner
+        self._dropouts, self.fast_paths = parts.dropouts, parts.fast_paths
+        self.recorder = Recorder(panel, self.processes, self.clock, args)
+        self._tried, self._passes = False, itertools.count()
+        self._add_callbacks()
 
     def _add_callbacks(self) -> None:
         self._guard = NumberGuard(
@@ -230,9 +173,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             reduce=self.processes.reduce,
             scaler=lambda: self.accelerator.scaler,
         )
-        self._watch = SignalWatch()
         self.add_callback(self._guard)
-        self.add_callback(self._watch)
+        self.add_callback(self.recorder.watch)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PhaseProgress)
         self.add_callback(ScheduleCallback())
@@ -273,8 +215,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             self.collector.generator.close()
-        if self._watch.failure is not None:
-            raise RewardError(self._watch.failure)
+        if self.recorder.watch.failure is not None:
+            raise RewardError(self.recorder.watch.failure)
         return result
 
     def make_generator(self, model: nn.Module) -> Generator:
@@ -312,15 +254,21 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         if self.state.global_step >= self.state.max_steps:  # resumed where training ends
             self.control.should_training_stop = True
             return [], None
-        self._begin_once()
+        self._try_reference_once()
+        self.calibrate_once()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return [], None
-        key = (self.args.seed, "train", self.state.global_step)
-        rollout = self._collect(self.processes.prompt_batch(batches), key)
+        step = self.state.global_step
+        self.collector.generator.sync(step)
+        with torch.no_grad(), self.accelerator.autocast():
+            prompts = self.processes.prompt_batch(batches)
+            rollout = self.collector.collect(prompts, key=(self.args.seed, "train", step))
         self.learner.observe(rollout)
-        pairs, statistics = self._label(rollout, "train")
-        self._watch.add_step(statistics, self.processes.reduce)
+        pairs, statistics = self.learner.label(rollout)
+        with self.clock("reference"):
+            pairs = self.learner.with_reference(pairs)
+        self.recorder.note_rollout(rollout, pairs, statistics, step=step)
         self._passes = itertools.count()
         passes = self.learner.passes(pairs, len(batches))
         return [{"micro_batch": each} for each in passes], None
@@ -346,109 +294,26 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             loss = zero_loss(model)
         else:
             loss, scored = self.learner.loss(model, batch)
-            record_pairs(self._metrics["train"], batch.pairs, scored, beta=self.args.beta)
+            self.recorder.note_pairs(batch.pairs, scored)
             self._guard.note_loss(loss, batch.pairs)
         return (loss, {}) if return_outputs else loss
 
-    @torch.no_grad()
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, None, None]:
-        """A rollout on held-out prompts: the same weights and seeds at every evaluation."""
-        prompts = self.processes.prompt_batch([inputs], first=self._eval_position)
-        self._eval_position += int(self.processes.total(len(prompts)))
-        rollout = self._collect(prompts, (self.args.seed, "eval"))
-        pairs, _ = self._label(rollout, "eval")
-        if not len(pairs):
-            return torch.tensor(float("nan"), device=self.args.device), None, None
-        batch = self.learner.micro_batch(pairs, range(len(pairs)), 1.0)
-        with self.accelerator.autocast():
-            total, scored = self.learner.loss(model, batch)
-        record_pairs(self._metrics["eval"], batch.pairs, scored, beta=self.args.beta)
-        self._metrics["eval"].add("loss", total, len(pairs))
-        return total / len(pairs), None, None
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As `transformers.Trainer.get_eval_dataloader`; what is passed is checked and fitted."""
-        own = eval_dataset is None or isinstance(eval_dataset, str)  # a name among several
-        return super().get_eval_dataloader(eval_dataset if own else self._fit(eval_dataset))
-
-    def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """As `transformers.Trainer.get_test_dataloader`; the data set is checked and fitted."""
-        return super().get_test_dataloader(self._fit(test_dataset))
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """As `transformers.Trainer.evaluate`, with every training metric on held-out prompts.
-
-        Training goes on as if there had been no evaluation.
-        """
-        with self._set_apart():
-            if metric_key_prefix == "eval" and self._sweep is not None:
-                with torch.no_grad(), self.accelerator.autocast():
-                    self._swept = dict(self._sweep(self))
-            metrics: dict[str, float] = super().evaluate(
-                eval_dataset, ignore_keys, metric_key_prefix
-            )
-            if metric_key_prefix == "eval" and self._swept:  # of several data sets none took it
-                swept = self._pop_swept()
-                self.log(dict(swept))
-                metrics |= swept
-        return metrics
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers.Trainer.predict`: no predictions, but every metric, as `test_NAME`."""
-        with self._set_apart():
-            return super().predict(*args, **kwargs)
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        """As `transformers.Trainer.evaluation_loop`, with our metrics under the same prefix.
-
-        The loss is the mean over all active pairs, NaN where there is none.
-        """
-        self._metrics["eval"], self._eval_position = MetricStore(), 0
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        means = {"loss": float("nan"), **self._pop_means("eval")}
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in means.items()})
-        if metric_key_prefix == "eval":
-            output.metrics.update(self._pop_swept())
-        return output
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds training's metrics, reduced over processes in one go, and the sample completions."""
-        if not self._apart:
-            means = self._pop_means("train")
-            limit = self.args.max_new_tokens
-            for text in self._watch.pop_news(means, self.objectives, max_new_tokens=limit):
-                if self.state.is_world_process_zero:
-                    logger.warning("%s", text)
-            logs.update(means)
+        means, news = self.recorder.pop_training()
+        logs.update(means)
         super().log(logs, start_time)
         if self.state.is_world_process_zero:
-            folder, step = Path(self.args.output_dir), self.state.global_step
-            append_jsonl(folder / "metrics.jsonl", [{"step": step, **logs}])
-            if self._samples:
-                append_jsonl(folder / "completions.jsonl", self._samples)
-                callbacks = self.callback_handler.callbacks
-                report_samples(self._samples, callbacks, self.args.report_to, step)
-        self._samples = []
+            for text in news:
+                logger.warning("%s", text)
+            self.recorder.write(
+                Path(self.args.output_dir),
+                logs,
+                step=self.state.global_step,
+                callbacks=self.callback_handler.callbacks,
+                report_to=self.args.report_to,
+            )
+        self.recorder.forget_samples()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the adapter or model, with `moodpo.json` and a model card beside it.
@@ -462,7 +327,8 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             # Remembered scores change how texts are batched, hence rounding: what is resumed from
             # here starts without them, so what goes on from here must too.
             self.collector.panel.cache.clear()
-        state = run_state(self._metrics["train"], self.normalizer, self._watch, self.processes)
+        recorder = self.recorder
+        state = run_state(recorder.training, self.normalizer, recorder.watch, self.processes)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             manifest = self.manifest()
@@ -481,86 +347,23 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         operations: int = 6 * self.model.num_parameters() * tokens.input_ids.numel()
         return operations
 
-    # ---- What several hooks share ----
+    # ---- Once per run ----
 
-    def _begin_once(self) -> None:
-        """Before the first step: tries the reference, and fits the scales of rewards on it."""
+    def _try_reference_once(self) -> None:
         # A resumed run's policy has moved already.
-        if not self._reference_tried and self.state.global_step == 0:
+        if not self._tried and self.state.global_step == 0:
             with self.accelerator.autocast():
                 check_agreement(self.model, self.reference)
-        self._reference_tried = True
-        self._calibrate_once()
+        self._tried = True
 
-    def _calibrate_once(self) -> None:
-        fitted = bool(self.normalizer.statistics.count.any())
-        if self.args.reward_normalization != "calibrate" or fitted:
-            return
-        dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        with torch.no_grad(), self.accelerator.autocast():
-            rewards = reference_rewards(self.collector, dataset, self.args, self.processes)
-        self.normalizer.calibrate(rewards)
-        logger.info("Calibrated reward scales: %s", self.normalizer.state_dict())
-
-    def _collect(self, prompts: PromptBatch, key: Key) -> RolloutBatch:
-        self.collector.generator.sync(self.state.global_step)
-        with torch.no_grad(), self.accelerator.autocast():
-            return self.collector.collect(prompts, key=key)
-
-    def _label(self, rollout: RolloutBatch, mode: str) -> tuple[PairBatch, PairStatistics]:
-        """The rollout's pairs with their reference, recorded."""
-        pairs, statistics = self.learner.label(rollout)
-        with self.clock("reference"):
-            pairs = self.learner.with_reference(pairs)
-        store, step = self._metrics[mode], self.state.global_step
-        record_rollout(store, rollout, pairs, statistics, self.objectives)
-        record_work(store, rollout, self.collector.panel, self.clock)
-        if (limit := self.args.log_completions) and len(rollout) and not self._samples:
-            self._samples = sample_rows(rollout, pairs, self.objectives, step=step, limit=limit)
-        return pairs, statistics
-
-    @contextmanager
-    def _set_apart(self) -> Iterator[None]:
-        """What happens within touches nothing that training goes on with, and logs none of it."""
-        self._calibrate_once()
-        outside = self._apart, self._samples
-        self._apart, self._samples = True, []
-        try:
-            with interlude(self.model, self.collector.panel, self.clock):
-                yield
-        finally:
-            self._apart, self._samples = outside
-
-    def _pop_swept(self) -> dict[str, float]:
-        swept, self._swept = self._swept, {}
-        return {f"eval_{name}": value for name, value in swept.items()}
-
-    def _pop_means(self, mode: str) -> dict[str, float]:
-        store = self._metrics[mode]
-        store.complete(self.processes.others_names(store.names))
-        return with_deviations(store.pop_means(self.processes.reduce))
+    def _restore_state(self, checkpoint: Path) -> None:
+        check_continuation(RunManifest.load(checkpoint), self.manifest(), source=str(checkpoint))
+        state = read_state(checkpoint)
+        self.recorder.watch.load_state_dict(state.get("watch"))
+        self.normalizer = Normalizer.from_state_dict(state["normalizer"])
+        restore_metrics(self.recorder.training, state, index=self.processes.index)
 
     def _show_phase(self, phase: str) -> None:
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, PhaseProgress):
                 callback.show(phase)
-
-    def _fit(self, dataset: Any) -> Any:
-        return fit_passed(dataset, self.collector.conditioner, self.collector.tokenizer, self.args)
-
-    def _restore_state(self, checkpoint: Path) -> None:
-        check_continuation(RunManifest.load(checkpoint), self.manifest(), source=str(checkpoint))
-        state = read_state(checkpoint)
-        self._watch.load_state_dict(state.get("watch"))
-        self.normalizer = Normalizer.from_state_dict(state["normalizer"])
-        restore_metrics(self._metrics["train"], state, index=self.processes.index)
-
-
-def _fitting(conditioner: Conditioner, panel: RewardPanel) -> Conditioner:
-    """The conditioner, if its objectives are the rewards."""
-    if conditioner.objectives != panel.names:
-        raise ConfigError(
-            f"The conditioner's objectives {conditioner.objectives} are not the rewards "
-            f"{panel.names}. Give both in the same order."
-        )
-    return conditioner
