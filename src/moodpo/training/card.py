@@ -49,13 +49,12 @@ The weights become this system instruction:
 """
 
 
-def model_card(manifest: RunManifest, *, folder: str, steps: int) -> str:
+def model_card(manifest: RunManifest, *, folder: str) -> str:
     """Markdown text of the card.
 
     Args:
         manifest: Of the run.
         folder: How readers will refer to the policy.
-        steps: Optimizer steps trained.
     """
     names = manifest.objectives
     weights = [1 / len(names)] * len(names)
@@ -77,12 +76,12 @@ def model_card(manifest: RunManifest, *, folder: str, steps: int) -> str:
         rewards="\n".join(rows),
         reference=f"{reference.get('kind')} (`{reference.get('path')}`)",
         scalarization=manifest.scalarization,
-        steps=steps,
+        steps=manifest.training.get("steps"),
         **{k: manifest.training.get(k) for k in ("loss_type", "beta", "concentration", "relabel")},
     )
 
 
-def write_model_card(manifest: RunManifest, folder: Path, *, steps: int) -> None:
+def write_model_card(manifest: RunManifest, folder: Path) -> None:
     """Writes the card as the folder's README.md."""
-    text = model_card(manifest, folder=str(folder), steps=steps)
+    text = model_card(manifest, folder=str(folder))
     (folder / "README.md").write_text(text, encoding="utf-8")

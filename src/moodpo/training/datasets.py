@@ -30,6 +30,7 @@ __all__ = [
     "check_model_lengths",
     "collate_prompts",
     "fit_dataset",
+    "fit_datasets",
     "fit_passed",
 ]
 
@@ -116,6 +117,25 @@ def fit_dataset(
     if fitted.report != checked.report:
         logger.warning("%s", fitted.report)
     return fitted.dataset
+
+
+def fit_datasets(
+    train: Any,
+    held_out: Any,
+    conditioner: Conditioner,
+    tokenizer: PreTrainedTokenizerBase,
+    args: MOODPOConfig,
+) -> tuple[Any, Any]:
+    """Training's and evaluation's prompts, each as `fit_dataset` makes them.
+
+    Raises:
+        DataError: If no prompt is left, or one cannot be cut to fit.
+        ConfigError: If no batch is left to train on.
+    """
+    fitted = [fit_dataset(each, conditioner, tokenizer, args) for each in (train, held_out)]
+    if fitted[0] is not None:
+        check_batches(len(fitted[0]), args)
+    return fitted[0], fitted[1]
 
 
 def fit_passed(

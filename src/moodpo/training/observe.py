@@ -25,6 +25,7 @@ __all__ = [
     "append_jsonl",
     "report_samples",
     "sample_rows",
+    "show_phase",
 ]
 
 Row = dict[str, Any]
@@ -37,6 +38,13 @@ class PhaseProgress(ProgressCallback):  # type: ignore[misc]
         """Names the phase behind the bar."""
         if self.training_bar is not None:
             self.training_bar.set_postfix_str(phase)
+
+
+def show_phase(callbacks: Sequence[TrainerCallback], phase: str) -> None:
+    """Names the phase behind the bar, where there is one."""
+    for callback in callbacks:
+        if isinstance(callback, PhaseProgress):
+            callback.show(phase)
 
 
 class InterruptCallback(TrainerCallback):  # type: ignore[misc]

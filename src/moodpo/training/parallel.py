@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
+from transformers import TrainingArguments
 
 from moodpo.errors import ConfigError
 from moodpo.records import PromptBatch
@@ -49,18 +50,20 @@ class Processes:
     index: int
     device: torch.device
 
-    def check(self) -> None:
-        """Refuses what would leave generation without whole parameters.
+    @classmethod
+    def of(cls, accelerator: Accelerator, args: TrainingArguments) -> Processes:
+        """The processes of a run.
 
         Raises:
-            ConfigError: Under FSDP or DeepSpeed.
+            ConfigError: Under FSDP or DeepSpeed, which leave generation without whole parameters.
         """
         sharding = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.accelerator.distributed_type in sharding:
+        if accelerator.distributed_type in sharding:
             raise ConfigError(
                 "FSDP and DeepSpeed shard the parameters that generation needs whole; moodpo "
                 "trains with plain data parallelism (DDP). Remove them from the accelerate config."
             )
+        return cls(accelerator, args.world_size, args.process_index, args.device)
 
     def gather(self, values: Tensor) -> Tensor:
         """The rows of all processes, each of which may bring another number of them."""

@@ -6,7 +6,8 @@ there is anything to learn from. Knows nothing of the Trainer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from moodpo.training.pairs import PairStatistics
 from moodpo.training.parallel import Processes
 
 __all__ = ["Recorder"]
+
+logger = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -100,43 +103,36 @@ class Recorder:
         """Means of the evaluation, over all processes; the loss is NaN without an active pair."""
         return {"loss": float("nan"), **self._pop_means(self._held_out)}
 
-    def pop_training(self) -> tuple[dict[str, float], list[str]]:
-        """Means since the last log, over all processes, and what they say that is news.
+    def pop_training(self) -> dict[str, float]:
+        """Means since the last log, over all processes; warns of what they say.
 
-        Both are empty during an evaluation.
+        Empty during an evaluation.
         """
         if self._apart:
-            return {}, []
+            return {}
         means = self._pop_means(self.training)
-        names = self._panel.names
-        return means, self.watch.pop_news(means, names, max_new_tokens=self._args.max_new_tokens)
+        limit = self._args.max_new_tokens
+        for text in self.watch.pop_news(means, self._panel.names, max_new_tokens=limit):
+            if self._processes.index == 0:
+                logger.warning("%s", text)
+        return means
 
-    def write(
-        self,
-        folder: Path,
-        logs: dict[str, float],
-        *,
-        step: int,
-        callbacks: Sequence[Any],
-        report_to: Sequence[str],
-    ) -> None:
+    def write(self, logs: Mapping[str, float], *, step: int, callbacks: Sequence[Any]) -> None:
         """Appends a log to the run's files and shows its completions to the trackers.
 
         Args:
-            folder: Of the run.
             logs: Metrics by name.
             step: The global step.
             callbacks: Of the trainer.
-            report_to: Names of trackers.
         """
+        samples, self._samples = self._samples, []  # on every process
+        if self._processes.index:
+            return
+        folder = Path(self._args.output_dir)
         append_jsonl(folder / "metrics.jsonl", [{"step": step, **logs}])
-        if self._samples:
-            append_jsonl(folder / "completions.jsonl", self._samples)
-            report_samples(self._samples, callbacks, report_to, step)
-
-    def forget_samples(self) -> None:
-        """The next rollout's completions are the next log's, on every process."""
-        self._samples = []
+        if samples:
+            append_jsonl(folder / "completions.jsonl", samples)
+            report_samples(samples, callbacks, self._args.report_to, step)
 
     def _pop_means(self, store: MetricStore) -> dict[str, float]:
         store.complete(self._processes.others_names(store.names))

@@ -136,7 +136,7 @@ def make_reference(
         model: The policy as training starts, before any wrapping.
         base: Path or id of the SFT model; None where it is not known.
         start: Path of the checkpoint that the policy started from, if not the SFT model.
-        ref_model: A model to use as it is, whatever `kind` says.
+        ref_model: A model to use as it is, beside the policy, whatever `kind` says.
         fresh: What the policy's adapter did to the model under it, where it was just made: the
             model under it is then the one that `start` names, if any.
 
@@ -149,7 +149,8 @@ def make_reference(
     if ref_model is not None:
         _check_apart(ref_model, model)
         _check_vocabulary(ref_model, model, "ref_model")
-        return FrozenModel(ref_model, {"kind": "model", "path": _name(ref_model)})
+        placed = ref_model.to(next(model.parameters()).device)
+        return FrozenModel(placed, {"kind": "model", "path": _name(ref_model)})
     if kind == "initial":
         record = {"kind": kind, "path": start or base, "sha256": start and hash_weights(start)}
         if _is_silent(model):

@@ -23,17 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallb
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.seeds import derive_seed
 from moodpo.errors import RewardError
-from moodpo.files import share_files, write_json
 from moodpo.generation.base import Generator
 from moodpo.generation.hf import HFGenerator
 from moodpo.manifest import RunManifest, check_continuation
-from moodpo.models.savable import record_base
-from moodpo.rewards import Reward, check_data
+from moodpo.rewards import Reward, RewardPanel, check_data
 from moodpo.rewards.normalize import Normalizer
-from moodpo.training.card import write_model_card
-from moodpo.training.checkpoints import STATE_NAME, find_checkpoint
+from moodpo.training.checkpoints import find_checkpoint
 from moodpo.training.config import MOODPOConfig
-from moodpo.training.datasets import check_batches, check_datasets, collate_prompts, fit_dataset
+from moodpo.training.datasets import check_datasets, collate_prompts, fit_datasets
 from moodpo.training.description import Origin, describe_run
 from moodpo.training.draws import Draw, dirichlet_draw
 from moodpo.training.dropout import dropout_of_pass
@@ -41,13 +38,13 @@ from moodpo.training.guard import NumberGuard, check_savable_weights
 from moodpo.training.held_out import HeldOutTrainer
 from moodpo.training.learner import MicroBatch
 from moodpo.training.metrics import PhaseClock
-from moodpo.training.observe import PhaseProgress
+from moodpo.training.observe import PhaseProgress, show_phase
 from moodpo.training.parallel import Processes, share_prompts, zero_loss
 from moodpo.training.recorder import Recorder
 from moodpo.training.reference import check_agreement, make_reference
 from moodpo.training.schedule import ScheduleCallback
-from moodpo.training.setup import assemble, load_objectives, prepare
-from moodpo.training.state import read_state, restore_metrics, run_state
+from moodpo.training.setup import Ready, assemble, load_objectives, prepare
+from moodpo.training.state import restore_state, run_state, write_run_files
 
 __all__ = ["MOODPOTrainer"]
 
@@ -129,25 +126,33 @@ class MOODPOTrainer(HeldOutTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.processes = Processes(
-            self.accelerator, args.world_size, args.process_index, args.device
-        )
-        self.processes.check()
+        self.processes = Processes.of(self.accelerator, args)
         panel, conditioner = load_objectives(reward_funcs, conditioner, ready.tokenizer, args)
-        self.train_dataset, self.eval_dataset = (
-            fit_dataset(each, conditioner, ready.tokenizer, args) for each in datasets
+        self.train_dataset, self.eval_dataset = fit_datasets(
+            *datasets, conditioner, ready.tokenizer, args
         )
-        if self.train_dataset is not None:
-            check_batches(len(self.train_dataset), args)
+        self._assemble(ready, ref_model, panel, conditioner, weight_sampler)
+        self._add_callbacks()
+
+    def _assemble(
+        self,
+        ready: Ready,
+        ref_model: PreTrainedModel | None,
+        panel: RewardPanel,
+        conditioner: Conditioner,
+        draw: Draw | None,
+    ) -> None:
+        """Makes what a step is done with."""
+        args = self.args
         self.reference = make_reference(
             args.reference,
             self.model,
             base=ready.sft,
             start=ready.start,
-            ref_model=None if ref_model is None else ref_model.to(args.device),
+            ref_model=ref_model,
             fresh=ready.fresh,
         )
-        self.clock = PhaseClock(self._show_phase)
+        self.clock = PhaseClock(lambda phase: show_phase(self.callback_handler.callbacks, phase))
         parts = assemble(
             args,
             ready,
@@ -155,7 +160,7 @@ class MOODPOTrainer(HeldOutTrainer):
             reference=self.reference,
             conditioner=conditioner,
             panel=panel,
-            draw=weight_sampler or dirichlet_draw(args.concentration, len(panel)),
+            draw=draw or dirichlet_draw(args.concentration, len(panel)),
             generator=self.make_generator(self.model),
             processes=self.processes,
             phase=self.clock,
@@ -164,7 +169,6 @@ class MOODPOTrainer(HeldOutTrainer):
         self._dropouts, self.fast_paths = parts.dropouts, parts.fast_paths
         self.recorder = Recorder(panel, self.processes, self.clock, args)
         self._tried, self._passes = False, itertools.count()
-        self._add_callbacks()
 
     def _add_callbacks(self) -> None:
         self._guard = NumberGuard(
@@ -173,11 +177,10 @@ class MOODPOTrainer(HeldOutTrainer):
             reduce=self.processes.reduce,
             scaler=lambda: self.accelerator.scaler,
         )
-        self.add_callback(self._guard)
-        self.add_callback(self.recorder.watch)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(PhaseProgress)
-        self.add_callback(ScheduleCallback())
+        for callback in (self._guard, self.recorder.watch, ScheduleCallback()):
+            self.add_callback(callback)
 
     # ---- What the user calls ----
 
@@ -209,7 +212,8 @@ class MOODPOTrainer(HeldOutTrainer):
         if resume_from_checkpoint:
             folder, checkpoint = self.args.output_dir, resume_from_checkpoint
             found = find_checkpoint(checkpoint, folder, warn=logger.warning)
-            self._restore_state(found)
+            check_continuation(RunManifest.load(found), self.manifest(), source=str(found))
+            self.normalizer = restore_state(found, self.recorder, self.processes)
             resume_from_checkpoint = str(found)
         try:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -300,20 +304,10 @@ class MOODPOTrainer(HeldOutTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds training's metrics, reduced over processes in one go, and the sample completions."""
-        means, news = self.recorder.pop_training()
-        logs.update(means)
+        logs.update(self.recorder.pop_training())
         super().log(logs, start_time)
-        if self.state.is_world_process_zero:
-            for text in news:
-                logger.warning("%s", text)
-            self.recorder.write(
-                Path(self.args.output_dir),
-                logs,
-                step=self.state.global_step,
-                callbacks=self.callback_handler.callbacks,
-                report_to=self.args.report_to,
-            )
-        self.recorder.forget_samples()
+        callbacks = self.callback_handler.callbacks
+        self.recorder.write(logs, step=self.state.global_step, callbacks=callbacks)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the adapter or model, with `moodpo.json` and a model card beside it.
@@ -327,17 +321,14 @@ class MOODPOTrainer(HeldOutTrainer):
             # Remembered scores change how texts are batched, hence rounding: what is resumed from
             # here starts without them, so what goes on from here must too.
             self.collector.panel.cache.clear()
-        recorder = self.recorder
-        state = run_state(recorder.training, self.normalizer, recorder.watch, self.processes)
+        state = run_state(self.recorder, self.normalizer, self.processes)  # of all processes
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            manifest = self.manifest()
-            manifest.save(folder)
-            write_model_card(manifest, folder, steps=self.state.global_step)
-            if _internal_call:
-                write_json(folder / STATE_NAME, state)
-            record_base(folder, self._origin.base)
-            share_files(folder)
+            write_run_files(
+                Path(output_dir or self.args.output_dir),
+                self.manifest(),
+                base=self._origin.base,
+                state=state if _internal_call else None,
+            )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate for `total_flos`: 6 operations per parameter and token (Kaplan et al. 2020)."""
@@ -355,15 +346,3 @@ class MOODPOTrainer(HeldOutTrainer):
             with self.accelerator.autocast():
                 check_agreement(self.model, self.reference)
         self._tried = True
-
-    def _restore_state(self, checkpoint: Path) -> None:
-        check_continuation(RunManifest.load(checkpoint), self.manifest(), source=str(checkpoint))
-        state = read_state(checkpoint)
-        self.recorder.watch.load_state_dict(state.get("watch"))
-        self.normalizer = Normalizer.from_state_dict(state["normalizer"])
-        restore_metrics(self.recorder.training, state, index=self.processes.index)
-
-    def _show_phase(self, phase: str) -> None:
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, PhaseProgress):
-                callback.show(phase)
