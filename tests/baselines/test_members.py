@@ -84,11 +84,11 @@ def test_the_trainer_draws_what_its_weight_sampler_says(tmp_path):
     rollouts, collect = [], trainer.collector.collect
     trainer.collector.collect = lambda *a, **k: rollouts.append(collect(*a, **k)) or rollouts[-1]
     trainer.train()
-    drawn = torch.cat([rollout.weights for rollout in rollouts])
+    drawn = torch.cat([rollout.weights[:, 0] for rollout in rollouts])
     assert draw.prompts == len(drawn) == 2 + 4  # six prompts in batches of four, one epoch
     torch.testing.assert_close(drawn, torch.tensor([[0.9, 0.1]] * len(drawn)))
     instructed = trainer.collector.encode(rollouts[0].prompts[0], torch.tensor([0.9, 0.1]))
-    assert rollouts[0].prompt_ids[0] == instructed
+    assert rollouts[0].prompt_ids[0] == (instructed,)
 
 
 def test_adapters_start_alike_and_leave_the_global_generator_alone():

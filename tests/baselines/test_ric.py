@@ -23,7 +23,7 @@ from moodpo.baselines.ric import (
 )
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, RewardError
-from moodpo.records import RolloutBatch
+from moodpo.records import Completion, RolloutBatch
 from moodpo.rewards.normalize import Normalizer
 from tiny_policies import tiny_tokenizer
 
@@ -94,12 +94,14 @@ def test_samples_without_a_score_are_left_out():
     nan = float("nan")
     rollout = RolloutBatch(
         prompts=["p", "q"],
-        weights=torch.full((2, 2), 0.5),
-        prompt_ids=[(1,), (2,)],
-        completion_ids=[((3,), (4,)), ((5,), (6,))],
-        completions=[("a", "b"), ("c", "d")],
-        finished=torch.ones(2, 2, dtype=torch.bool),
-        rewards=torch.tensor([[[1.0, 2.0], [nan, 0.0]], [[3.0, 4.0], [5.0, 6.0]]]),
+        labels=torch.full((2, 1, 2), 0.5),
+        prompt_ids=[((1,),), ((2,),)],
+        completions=[
+            ((Completion((3,), True), Completion((4,), True)),),
+            ((Completion((5,), True), Completion((6,), True)),),
+        ],
+        texts=[(("a", "b"),), (("c", "d"),)],
+        rewards=torch.tensor([[[[1.0, 2.0], [nan, 0.0]]], [[[3.0, 4.0], [5.0, 6.0]]]]),
     )
     samples = ScoredSamples.of([rollout])
     assert samples.prompts == ["p", "q", "q"]

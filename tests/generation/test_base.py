@@ -75,12 +75,16 @@ def test_impossible_requests_are_refused(
         check_request(prompts, num_completions=count, seeds=seeds)
 
 
-def test_the_protocol_knows_a_backend_by_its_method() -> None:
-    class Backend:
+def test_the_protocol_knows_a_backend_by_its_methods() -> None:
+    class Sampler:
         def generate(self) -> None: ...
 
+    class Backend(Sampler):
+        def sync(self, version: int) -> None: ...
+        def close(self) -> None: ...
+
     assert isinstance(Backend(), Generator)
-    assert not isinstance(object(), Generator)
+    assert not isinstance(Sampler(), Generator)
 
 
 def test_settings_load_without_torch() -> None:

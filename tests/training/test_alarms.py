@@ -10,6 +10,7 @@ import pytest
 from moodpo.errors import RewardError
 from moodpo.manifest import RunManifest
 from moodpo.training.alarms import MAX_UNDEFINED_STEPS, Counts, SignalWatch, find_alarms
+from moodpo.training.pairs import PairStatistics
 from tiny_trainers import capitals, make_trainer, vowels
 
 FINE = {
@@ -137,18 +138,29 @@ def test_good_runs_are_not_warned_of(tmp_path, caplog):
     assert not [t for t in warnings_of(caplog) if "_lambda_" in t and "no score" in t]
 
 
+def counts(undefined):
+    rest = dict.fromkeys(("active", "ties", "duplicates", "relabeled", "flipped"), 0)
+    return PairStatistics(labeled=4, undefined=undefined, **rest)
+
+
+def test_several_processes_are_counted_together():
+    watch = SignalWatch()
+    watch.add_step(counts(undefined=4), lambda values: 2 * values)
+    assert (watch.since_log.labeled, watch.since_log.undefined) == (8, 8)
+
+
 def test_the_watch_is_remembered():
     watch = SignalWatch()
     for _ in range(3):
-        watch.add_step(labeled=4, active=0, undefined=4)
+        watch.add_step(counts(undefined=4), lambda values: values)
     again = SignalWatch()
     again.load_state_dict(watch.state_dict())
     assert again.state_dict() == watch.state_dict()
     for _ in range(MAX_UNDEFINED_STEPS - 3):
         assert again._verdict(ends=False) is None
-        again.add_step(labeled=4, active=0, undefined=4)
+        again.add_step(counts(undefined=4), lambda values: values)
     assert "8 steps in a row" in again._verdict(ends=False)
     old = SignalWatch()
     old.load_state_dict(None)  # of a checkpoint that did not count yet
-    old.add_step(labeled=4, active=0, undefined=0)
+    old.add_step(counts(undefined=0), lambda values: values)
     assert old._verdict(ends=True) is None

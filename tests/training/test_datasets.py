@@ -113,7 +113,7 @@ def test_what_cannot_be_trained_on_is_refused_in_words(given, said, tmp_path):
 @pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
 @pytest.mark.parametrize("given", [UNUSABLE[0][0], UNUSABLE[3][0], UNUSABLE[5][0], of(None)])
 def test_nothing_is_loaded_for_an_unusable_data_set(given, name, tmp_path, monkeypatch):
-    monkeypatch.setattr("moodpo.training.trainer._load", None)
+    monkeypatch.setattr("moodpo.training.trainer.prepare", None)
     datasets = {"train_dataset": DATA, name: given}
     with pytest.raises(DataError, match=f"^{name}"):
         MOODPOTrainer("org/policy", reward_funcs=[], args=config(tmp_path), **datasets)
@@ -163,11 +163,11 @@ def test_limits_hold_in_python_and_the_manifest_tells_the_truth(overflow, kept, 
     assert len(trainer.eval_dataset["first"]) == (1 if overflow == "drop" else 2)
     assert "train_dataset: kept" in caplog.text
     assert trainer.manifest().sampling["max_prompt_length"] == limit
-    trainer._calibrate_once()
+    trainer.calibrate_once()
     rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
-    batch = trainer._prompt_batch([trainer.data_collator(rows)])
-    rollout = trainer._collect(batch, (0, "train", 0))
-    assert max(map(len, rollout.prompt_ids)) <= limit
+    batch = trainer.processes.prompt_batch([trainer.data_collator(rows)])
+    rollout = trainer.collector.collect(batch, key=(0, "train", 0))
+    assert max(len(ids) for row in rollout.prompt_ids for ids in row) <= limit
     (asked,) = trainer.get_eval_dataloader(of("Ho", LONG))
     assert asked["prompts"] == [p for p in kept if p != "Hi"][::-1]
     with pytest.raises(DataError, match="has no column 'prompt'"):

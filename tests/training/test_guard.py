@@ -133,7 +133,6 @@ def pairs(**changes):
         "weights": torch.ones(1, 2) / 2,
         "rewards": torch.zeros(1, 2, 2),
         "utilities": torch.zeros(1, 2),
-        "votes": torch.tensor([[1.0, 0.0]]),
         "rows": torch.zeros(1, dtype=torch.long),
         "labelings": torch.zeros(1, dtype=torch.long),
         "candidates": torch.zeros(1, 2, dtype=torch.long),
@@ -248,11 +247,14 @@ folder = Path({folder!r})
 trainer = make_trainer(
     folder, lora=True, max_steps=3, max_new_tokens=6, save_strategy="steps", save_steps=1
 )
-rank, loss_of = trainer.args.process_index, trainer._loss
+rank, loss_of = trainer.args.process_index, trainer.learner.loss
 if rank == 1 and {where!r} == "gradient":
     poison_gradient(trainer, 2, float("nan"))
 if rank == 1 and {where!r} == "loss":
-    trainer._loss = lambda *a: loss_of(*a) * (float("nan") if trainer.state.global_step == 1 else 1)
+    def poisoned(*args):
+        loss, scored = loss_of(*args)
+        return loss * (float("nan") if trainer.state.global_step == 1 else 1), scored
+    trainer.learner.loss = poisoned
 try:
     trainer.train()
 except DivergenceError as error:

@@ -1,9 +1,21 @@
+from pathlib import Path
+
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
 
-from moodpo.training.metrics import MetricStore, PhaseClock
+from moodpo.records import Completion, RolloutBatch
+from moodpo.rewards.normalize import Normalizer
+from moodpo.training.metrics import (
+    METRICS,
+    MetricStore,
+    PhaseClock,
+    metrics_page,
+    record_rollout,
+)
+from moodpo.training.pairs import build_pairs
+from tiny_trainers import make_trainer
 
 
 def test_means_by_hand_and_forgotten_after_popping():
@@ -65,3 +77,43 @@ def test_the_clock_adds_up_and_names_phases():
     assert set(seconds) == {"generate", "score"}
     assert all(value >= 0 for value in seconds.values())
     assert clock.pop() == {}
+
+
+def test_what_is_recorded_of_a_rollout_by_hand():
+    completions = (Completion((1, 2), finished=True), Completion((3,), finished=False))
+    rollout = RolloutBatch(
+        prompts=["p"],
+        labels=torch.tensor([[[0.5, 0.5]]]),
+        prompt_ids=[((9,),)],
+        completions=[(completions,)],
+        texts=[(("a", "b"),)],
+        rewards=torch.tensor([[[[0.7, 1.0], [0.1, float("nan")]]]]),
+        bounds=torch.tensor([[0.7, float("nan")]]),
+    )
+    options = {"normalizer": Normalizer("none", 2), "scalarization": "linear"}
+    pairs, statistics = build_pairs(rollout, encode=lambda *_: (), **options)
+    store = MetricStore()
+    record_rollout(store, rollout, pairs, statistics, ("first", "second"))
+    means = store.pop_means()
+    assert means["objective/first/mean"] == pytest.approx(0.4)
+    assert means["objective/second/mean"] == 1.0  # a missing score does not count
+    assert means["bounds/first/kept"] == 0.5  # a reward that equals its bound keeps it
+    assert "bounds/second/kept" not in means
+    assert (means["completions/mean_length"], means["completions/truncated"]) == (1.5, 0.5)
+    assert (means["pairs/active"], means["pairs/undefined"]) == (0.0, 1.0)
+
+
+def test_every_metric_that_a_run_logs_is_in_the_table(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, lower_bounds=["vowels=0.1:0.3"])
+    trainer.train()
+    logged = {name for entry in trainer.state.log_history for name in entry}
+    own = {name for name in logged if "/" in name} | (logged & METRICS.keys())
+    names = trainer.objectives
+    known = {name.replace("NAME", each) for name in METRICS for each in names}
+    assert own <= known
+    assert {"kl", "entropy", "pairs/active"} <= own
+
+
+def test_the_page_is_the_table():
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert page.read_text(encoding="utf-8") == metrics_page()

@@ -56,7 +56,6 @@ def train_and_watch(folder, settings):
     [
         ({}, ("vowels", "capitals")),
         ({"relabel": "antithetic"}, ("vowels", "capitals")),
-        ({"relabel": "antithetic", "relabel_min_importance": 0.99}, ("vowels", "capitals")),
         ({**SPREAD}, ("vowels", "capitals")),
         ({**SPREAD, "scalarization": "chebyshev"}, ("vowels", "capitals")),
         ({**SPREAD, "label_temperature": 0.5}, ("vowels", "capitals")),

@@ -1,44 +1,46 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from moodpo.core.simplex import antithetic_weights
-from moodpo.records import RolloutBatch
+from moodpo.records import Completion, RolloutBatch
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.pairs import (
-    bounds_kept,
     build_pairs,
     identities,
     label_utilities,
-    label_weights,
 )
 
 NAN = float("nan")
 
 
+def completion(*token_ids):
+    return Completion(token_ids, finished=True)
+
+
 def make_rollout(rewards, weights, completion_ids=None, relabel="none"):
+    """Prompts under one weight vector each, and two completions."""
     size = len(weights)
-    weights = torch.tensor(weights)
-    opposite = antithetic_weights(weights)[:, None]
+    labels = torch.tensor(weights)[:, None]  # [B, 1, K]
+    if relabel == "antithetic":
+        labels = torch.cat([labels, antithetic_weights(labels)], dim=1)
+    completion_ids = completion_ids or [((10 + i,), (20 + i,)) for i in range(size)]
     return RolloutBatch(
-        relabel_weights=opposite if relabel == "antithetic" else None,
         prompts=[f"p{i}" for i in range(size)],
-        weights=weights,
-        prompt_ids=[(i,) for i in range(size)],
-        completion_ids=completion_ids or [((10 + i,), (20 + i,)) for i in range(size)],
-        completions=[("a", "b")] * size,
-        finished=torch.ones(size, 2, dtype=torch.bool),
-        rewards=torch.tensor(rewards),
+        labels=labels,
+        prompt_ids=[((i,),) for i in range(size)],
+        completions=[(tuple(completion(*ids) for ids in pair),) for pair in completion_ids],
+        texts=[(("a", "b"),)] * size,
+        rewards=torch.tensor(rewards)[:, None],
     )
 
 
-def build(rollout, scalarization="linear", label_temperature=0.0):
+def build(rollout, scalarization="linear"):
     return build_pairs(
         rollout,
         normalizer=Normalizer("none", 2),
         scalarization=scalarization,
-        label_temperature=label_temperature,
         encode=lambda prompt, weights, _: (
             int(prompt[1:]),
             *(round(w * 100) for w in weights.tolist()),
@@ -105,19 +107,18 @@ def test_identities_by_hand():
     assert identities([((1,), (2,), (1,)), ((3,), (3,), (4,))]).tolist() == [[0, 1, 0], [0, 0, 2]]
 
 
-def spread(rewards, weights, *, per_prompt, further=None):
+def spread(rewards, weights, *, further=()):
     """A rollout of one prompt sampled under several weight vectors."""
     rows, size = len(weights), len(rewards[0])
     return RolloutBatch(
-        prompts=["p0"] * rows,
-        weights=torch.tensor(weights),
-        prompt_ids=[(100 + i,) for i in range(rows)],
-        completion_ids=[tuple((10 * i + j,) for j in range(size)) for i in range(rows)],
-        completions=[("a",) * size] * rows,
-        finished=torch.ones(rows, size, dtype=torch.bool),
-        rewards=torch.tensor(rewards),
-        weights_per_prompt=per_prompt,
-        relabel_weights=None if further is None else torch.tensor([further]),
+        prompts=["p0"],
+        labels=torch.tensor([[*weights, *further]]),
+        prompt_ids=[tuple((100 + i,) for i in range(rows))],
+        completions=[
+            tuple(tuple(completion(10 * i + j) for j in range(size)) for i in range(rows))
+        ],
+        texts=[(("a",) * size,) * rows],
+        rewards=torch.tensor([rewards]),
     )
 
 
@@ -126,10 +127,8 @@ def test_completions_of_all_weights_compete_under_each():
     rollout = spread(
         [[[0.0, 1.0], [2.0, 0.0]], [[1.0, 3.0], [3.0, 2.0]]],
         [[1.0, 0.0], [0.0, 1.0]],
-        per_prompt=2,
         further=[[0.5, 0.5]],
     )
-    assert label_weights(rollout).tolist() == [[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]]
     pairs, statistics = build(rollout)
     # The first objective: 3 against 0; the second: 3 against 0; both: 2.5 against 0.5.
     assert pairs.candidates.tolist() == [[3, 0], [2, 1], [3, 0]]
@@ -146,24 +145,17 @@ def test_completions_from_their_own_weights_are_not_relabeled():
     rollout = spread(
         [[[5.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [2.0, 0.0]]],
         [[1.0, 0.0], [0.9, 0.1]],
-        per_prompt=2,
     )
     pairs, _ = build(rollout)
     assert pairs.candidates.tolist() == [[0, 1], [0, 1]]
     assert pairs.relabeled.tolist() == [[False, False], [True, True]]
 
 
-def test_soft_labels_are_as_sure_as_the_weights_make_the_gap_wide():
-    rewards = [[[1.0, 0.0], [0.0, 1.0]]] * 3
-    pairs, _ = build(
-        make_rollout(rewards, [[1.0, 0.0], [0.75, 0.25], [0.45, 0.55]]), label_temperature=0.5
-    )
-    # Gaps of 1, 0.5 and 0.1: σ(2), σ(1) and σ(0.2), always of the better one.
-    torch.testing.assert_close(
-        pairs.votes[:, 0], torch.tensor([0.8808, 0.7311, 0.5498]), atol=1e-4, rtol=0
-    )
-    torch.testing.assert_close(pairs.votes.sum(-1), torch.ones(3))
-    assert pairs.candidates.tolist() == [[0, 1], [0, 1], [1, 0]]
+def test_pairs_move_with_all_their_tensors():
+    pairs, _ = build(make_rollout([[[1.0, 0.0], [0.0, 1.0]]], [[0.9, 0.1]]))
+    moved = replace(pairs, ref_logps=torch.zeros(1, 2)).to("meta")
+    tensors = [getattr(moved, f.name) for f in fields(moved)]
+    assert {t.device.type for t in tensors if isinstance(t, torch.Tensor)} == {"meta"}
 
 
 def test_selected_pairs_keep_all_their_fields():
@@ -172,7 +164,6 @@ def test_selected_pairs_keep_all_their_fields():
     second = pairs.select([1]).to("cpu")
     assert second.candidates.tolist() == [[1, 0]]
     assert second.rows.tolist() == [1]
-    assert second.votes.tolist() == [[1.0, 0.0]]
     assert second.prompt_ids == [(1,)]
 
 
@@ -222,8 +213,6 @@ def test_a_reward_that_equals_its_bound_keeps_it():
     rollout = replace(
         make_rollout(rewards.tolist(), [[0.5, 0.5]]), bounds=torch.tensor([[0.7, NAN]])
     )
-    assert bounds_kept(rollout, 0) == (1, 2)
-    assert bounds_kept(rollout, 1) == (0, 0)
     utilities = label_utilities(
         rewards,
         torch.tensor([[[0.5, 0.5]]]),

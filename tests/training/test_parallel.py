@@ -10,9 +10,9 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
-from moodpo.training.sharding import gather_rows, places, share, share_prompts
 from torch.utils.data import DataLoader
 
+from moodpo.training.parallel import gather_rows, places, share, share_prompts
 from tiny_trainers import assert_same, make_trainer, vowels
 
 
@@ -119,13 +119,11 @@ CASES = {
     "calibrate": {
         "prompts": 15,
         "calibration_prompts": 15,
-        "weight_sampler": "front",
         "max_steps": 5,
     },
     "running": {
         "prompts": 13,
         "reward_normalization": "running",
-        "relabel_min_importance": 1e-3,
         "max_steps": 5,
         "logging_steps": 2,
     },
@@ -169,7 +167,7 @@ SCRIPT = """
 import os, sys, torch
 from pathlib import Path
 sys.path[:0] = {paths!r}
-from test_sharding import CASES, outcome
+from test_parallel import CASES, outcome
 results = {{}}
 for name, settings in CASES.items():
     for size, accumulation in {shapes!r}:

@@ -182,7 +182,7 @@ def test_a_trainer_says_which_paths_it_takes(tmp_path, caplog):
     reference = build("lfm2", vocab_size=len(tiny_tokenizer()))
     with caplog.at_level(logging.INFO, "moodpo"):
         trainer = make_trainer(tmp_path, ref_model=reference)
-    assert (trainer.paths.packed, trainer._reference_paths.packed) == (True, False)
+    assert (trainer.learner.paths.packed, trainer.learner.reference_paths.packed) == (True, False)
     assert "Fast paths: packed pairs on; tiled head on; " in caplog.text
     assert "; fused LoRA off (no LoRA layers); own attention off (float32)" in caplog.text
     assert "; reference: packed pairs off (layers that are not plain attention" in caplog.text
@@ -196,7 +196,7 @@ def test_a_trainer_scores_policy_and_reference_rightly(tmp_path, monkeypatch, po
     monkeypatch.setattr("tiny_trainers.tiny_model", lambda: build(policy, **settings))
     reference = build(reference, **settings, seed=1)
     trainer = make_trainer(tmp_path, ref_model=reference, max_steps=1, temperature=0.7)
-    record, differences = trainer._record_pairs, []
+    record, differences = trainer.recorder.note_pairs, []
 
     def plain(model, pairs):
         return torch.tensor(
@@ -206,13 +206,13 @@ def test_a_trainer_scores_policy_and_reference_rightly(tmp_path, monkeypatch, po
             ]
         )
 
-    def compared(mode, pairs, scored):
+    def compared(pairs, scored):
         actual = scored.logps.detach().view(-1, 2)
         differences.append((actual - plain(trainer.model, pairs)).abs().max().item())
         differences.append((pairs.ref_logps - plain(reference, pairs)).abs().max().item())
-        record(mode, pairs, scored)
+        record(pairs, scored)
 
-    trainer._record_pairs = compared
+    trainer.recorder.note_pairs = compared
     trainer.train()
     assert len(differences) >= 2
     assert max(differences) < 1e-4

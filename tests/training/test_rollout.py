@@ -4,13 +4,13 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from moodpo.training.samplers import DirichletSampler, make_sampler
 
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.generation.base import Completion, SamplingConfig
 from moodpo.records import PromptBatch
 from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
+from moodpo.training.draws import dirichlet_draw
 from moodpo.training.pairs import build_pairs
 from moodpo.training.rollout import (
     RolloutCollector,
@@ -38,7 +38,7 @@ class LetterTokenizer:
 class EchoGenerator:
     """Completion j of a prompt is its seed and j in letters: depends on nothing else."""
 
-    def generate(self, prompt_ids, *, sampling, num_completions, seeds):
+    def generate(self, prompt_ids, *, sampling, num_completions, seeds, who="policy"):
         return [
             tuple(
                 Completion(token_ids=tuple(ord(c) for c in f"{seed}/{j}"), finished=bool(j))
@@ -63,7 +63,7 @@ def make_collector(seen=None):
         generator=EchoGenerator(),
         panel=RewardPanel(load_rewards([first, second])),
         sampling=SamplingConfig(max_new_tokens=8),
-        sampler=DirichletSampler(1.0, 2),
+        draw=dirichlet_draw(1.0, 2),
     )
 
 
@@ -82,19 +82,19 @@ def test_rewards_see_raw_prompts_and_columns_never_the_weight_instruction():
     assert prompts == ["prompt 0", "prompt 0", "prompt 1", "prompt 1"]
     assert columns["topic"] == ["topic 0", "topic 0", "topic 1", "topic 1"]
     # Interleaved: both completions of a prompt stand next to each other (trl#5514).
-    assert completions == [c for pair in rollout.completions for c in pair]
-    instruction = "".join(map(chr, rollout.prompt_ids[0]))
+    assert completions == [text for (pair,) in rollout.texts for text in pair]
+    instruction = "".join(map(chr, rollout.prompt_ids[0][0]))
     assert instruction.startswith("Objective weights: first 0.")
     assert "prompt 0" in instruction
 
 
 def test_rewards_stay_with_their_completions():
     rollout = make_collector().collect(make_batch([3, 5, 8]), key=(0, "train", 0))
-    assert rollout.rewards.shape == (3, 2, 2)
-    for row, pair in enumerate(rollout.completions):
-        assert rollout.rewards[row, :, 0].tolist() == [float(len(text)) for text in pair]
-        assert rollout.rewards[row, :, 1].tolist() == [0.0, 1.0]
-    assert rollout.finished.tolist() == [[False, True]] * 3
+    assert rollout.rewards.shape == (3, 1, 2, 2)
+    for row, (pair,) in enumerate(rollout.texts):
+        assert rollout.rewards[row, 0, :, 0].tolist() == [float(len(text)) for text in pair]
+        assert rollout.rewards[row, 0, :, 1].tolist() == [0.0, 1.0]
+    assert [[c.finished for c in row] for row in rollout.candidates] == [[False, True]] * 3
 
 
 @given(st.permutations(range(6)), st.integers(1, 5))
@@ -103,39 +103,41 @@ def test_a_rollout_is_the_same_however_the_batch_is_cut(order, cut):
     whole = collector.collect(make_batch(range(6)), key=(7, "train", 3))
     for part in (order[:cut], order[cut:]):
         piece = collector.collect(make_batch(part), key=(7, "train", 3))
-        assert torch.equal(piece.weights, whole.weights[list(part)])
-        assert list(piece.completion_ids) == [whole.completion_ids[i] for i in part]
+        assert torch.equal(piece.labels, whole.labels[list(part)])
+        assert list(piece.completions) == [whole.completions[i] for i in part]
 
 
 def test_a_prompt_has_a_sequence_of_weights_and_their_opposites():
     base = make_collector().collect(make_batch([4]), key=(0, "train", 0))
     collector = replace(
-        make_collector(),
-        num_completions=1,
-        weights_per_prompt=3,
-        relabel="antithetic",
-        num_relabels=2,
+        make_collector(), num_completions=1, weights_per_prompt=3, relabel="antithetic"
     )
     rollout = collector.collect(make_batch([4]), key=(0, "train", 0))
-    first, opposite, second = rollout.weights
-    assert torch.equal(first, base.weights[0])
+    assert rollout.labels.shape == (1, 4, 2)
+    first, opposite, second, last = rollout.labels[0]
+    assert torch.equal(first, base.labels[0, 0])
     torch.testing.assert_close(opposite, 1 - first)
-    torch.testing.assert_close(rollout.relabel_weights[0, 0], 1 - second)
+    torch.testing.assert_close(last, 1 - second)
     assert not torch.allclose(second, first)
-    assert rollout.relabel_weights.shape == (1, 2, 2)
-    assert rollout.rewards.shape == (3, 1, 2)
-    # Completions of a prompt's rows have seeds of their own.
-    assert len({c for row in rollout.completions for c in row}) == 3
-    assert rollout.completions[0][0] == base.completions[0][0]
+    assert torch.equal(rollout.weights, rollout.labels[:, :3])
+    assert rollout.rewards.shape == (1, 3, 1, 2)
+    # Completions of a prompt's weights have seeds of their own.
+    assert len(set(rollout.candidates[0])) == 3
+    assert rollout.completions[0][0][0] == base.completions[0][0][0]
 
 
-def test_fresh_relabeling_draws_anew():
-    collector = replace(make_collector(), relabel="fresh", num_relabels=3)
-    rollout = collector.collect(make_batch([0, 1]), key=(0, "train", 0))
-    drawn = torch.cat([rollout.weights[:, None], rollout.relabel_weights], dim=1)  # [2, 4, 2]
-    assert len(set(drawn.flatten(0, 1)[:, 0].tolist())) == 8
-    alone = collector.collect(make_batch([1]), key=(0, "train", 0))
-    assert torch.equal(alone.relabel_weights[0], rollout.relabel_weights[1])
+def test_the_reference_is_asked_for_by_name():
+    asked = []
+
+    class Backend(EchoGenerator):
+        def generate(self, *args, who="policy", **options):
+            asked.append(who)
+            return super().generate(*args, **options)
+
+    collector = replace(make_collector(), generator=Backend())
+    collector.collect(make_batch([0]), key=(0,))
+    collector.collect(make_batch([0]), key=(0,), who="reference")
+    assert asked == ["policy", "reference"]
 
 
 def test_columns_follow_every_completion_of_their_prompt():
@@ -146,7 +148,8 @@ def test_columns_follow_every_completion_of_their_prompt():
     assert prompts == ["prompt 0"] * 4 + ["prompt 1"] * 4
     assert columns["topic"] == ["topic 0"] * 4 + ["topic 1"] * 4
     # As TRL passes them: lists of the policy's own tokens.
-    assert columns["completion_ids"] == [list(ids) for row in rollout.completion_ids for ids in row]
+    ids = [list(c.token_ids) for row in rollout.candidates for c in row]
+    assert columns["completion_ids"] == ids
 
 
 def bounded(collector, **settings):
@@ -170,12 +173,9 @@ def test_bounds_are_drawn_within_their_range_as_often_as_asked():
 def test_every_row_of_a_prompt_is_told_its_bound():
     collector = bounded(make_collector(), bound_probability=1.0, weights_per_prompt=2)
     batch = collector.collect(make_batch([3, 5]), key=(0, "train", 1))
-    texts = [collector.tokenizer.decode(ids) for ids in batch.prompt_ids]
-    for row, text in enumerate(texts):
-        bound = batch.bounds[row // 2, 1].item()
-        assert f"Keep second at least {bound:.3g}." in text
-    torch.testing.assert_close(batch.row_bounds()[::2], batch.bounds, equal_nan=True)
-    torch.testing.assert_close(batch.row_bounds()[1::2], batch.bounds, equal_nan=True)
+    for row, bound in zip(batch.prompt_ids, batch.bounds[:, 1].tolist(), strict=True):
+        for ids in row:
+            assert f"Keep second at least {bound:.3g}." in collector.tokenizer.decode(ids)
 
 
 def test_bounds_neither_change_the_weights_nor_follow_from_the_batch():
@@ -186,7 +186,6 @@ def test_bounds_neither_change_the_weights_nor_follow_from_the_batch():
     plain = collector.collect(make_batch([3, 4, 5]), key=(0, "train", 1))
     assert torch.equal(plain.weights, whole.weights)
     assert plain.bounds is None
-    assert plain.row_bounds() is None
 
 
 def test_rewards_never_see_the_bounds():
@@ -200,12 +199,11 @@ def test_rewards_never_see_the_bounds():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"sampler": "dirichlet"},
-        {"sampler": "corners", "relabel": "antithetic"},
-        {"sampler": "stratified", "relabel": "fresh", "num_relabels": 2, "weights_per_prompt": 2},
-        {"sampler": "front", "relabel": "antithetic", "bounds": True, "num_completions": 3},
+        {},
+        {"relabel": "antithetic"},
+        {"relabel": "antithetic", "weights_per_prompt": 2},
+        {"relabel": "antithetic", "bounds": True, "num_completions": 3},
     ],
-    ids=lambda settings: settings["sampler"],
 )
 def test_a_process_without_prompts_asks_nobody_and_has_everything_else(settings):
     settings = dict(settings)
@@ -213,18 +211,16 @@ def test_a_process_without_prompts_asks_nobody_and_has_everything_else(settings)
     collector = make_collector(seen)
     if settings.pop("bounds", False):
         collector = bounded(collector)
-    sampler = make_sampler(settings.pop("sampler"), num_objectives=2)
-    collector = replace(collector, sampler=sampler, generator=None, **settings)
+    collector = replace(collector, generator=None, **settings)
     nothing = collector.collect(make_batch([]), key=(0,))
     assert not seen
     assert len(nothing) == 0
     some = replace(collector, generator=EchoGenerator()).collect(make_batch([0, 1]), key=(0,))
-    for name in ("weights", "rewards", "finished", "relabel_weights", "bounds"):
+    for name in ("labels", "rewards", "bounds"):
         expected, found = getattr(some, name), getattr(nothing, name)
         assert (expected is None) == (found is None), name
         if expected is not None:
             assert (found.shape, found.dtype) == (expected[:0].shape, expected.dtype), name
-    sampler.observe(nothing.weights, nothing.rewards)
     asked = {"normalizer": Normalizer("none", 2), "scalarization": "linear"}
     pairs, statistics = build_pairs(nothing, encode=collector.encode, **asked)
     others, _ = build_pairs(some, encode=collector.encode, **asked)

@@ -56,8 +56,8 @@ def test_accumulation_changes_nothing_but_memory(tmp_path, lora):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"num_generations": 4, "weights_per_prompt": 2, "relabel": "fresh", "num_relabels": 2},
-        {"num_generations": 3, "relabel": "antithetic", "num_relabels": 3},
+        {"num_generations": 4, "weights_per_prompt": 2, "relabel": "none"},
+        {"num_generations": 3, "weights_per_prompt": 3, "relabel": "antithetic"},
         {"label_temperature": 0.5},
         {"rpo_alpha": 0.5},
     ],
@@ -88,23 +88,12 @@ def test_without_its_terms_the_loss_is_that_of_the_published_method(tmp_path):
     plain = make_trainer(tmp_path / "plain", **settings)
     plain.train()
     off = {
-        "relabel_min_importance": 1e-6,
         "rpo_alpha": 0.0,
         "label_temperature": 0.0,
     }
     same = make_trainer(tmp_path / "same", **settings, **off)
     same.train()
     assert_same(parameters(same), parameters(plain), atol=0, rtol=0)
-    assert logged(same, "relabel/kept") == [1.0, 1.0]
-
-
-def test_unlikely_relabeled_pairs_are_dropped(tmp_path):
-    trainer = make_trainer(tmp_path, relabel_min_importance=1.0)
-    trainer.train()
-    kept = logged(trainer, "relabel/kept")
-    # No completion is likelier under both than under its own weights: about a quarter are.
-    assert all(0 <= share < 1 for share in kept)
-    assert all(math.isfinite(value) for value in logged(trainer, "loss"))
 
 
 def test_likelihood_is_added_to_preference(tmp_path):
@@ -124,7 +113,6 @@ def test_likelihood_is_added_to_preference(tmp_path):
     ("settings", "message"),
     [
         ({"num_generations": 3, "weights_per_prompt": 2}, "multiple of weights_per_prompt"),
-        ({"relabel_min_importance": 0.5, "weights_per_prompt": 2}, "sampled under"),
         ({"num_generations": 1}, "num_generations must be at least 2"),
     ],
 )
@@ -138,7 +126,7 @@ def test_settings_of_pairs_that_do_not_fit_are_refused(tmp_path, settings, messa
     [({"activation_checkpointing": True}, True), ({}, False)],
 )
 def test_micro_batches_share_a_pass_where_memory_allows(tmp_path, monkeypatch, settings, shared):
-    import moodpo.training.trainer as module
+    import moodpo.training.learner as module
 
     alone = make_trainer(
         tmp_path / "alone",
@@ -177,15 +165,15 @@ def test_the_gradient_is_that_of_the_plain_loop(tmp_path, temperature):
         temperature=temperature,
     )
     captured = {}
-    build = trainer._pair
+    label = trainer.learner.label
 
     def capture(rollout):
         captured["rollout"] = rollout
-        captured["pairs"], statistics = build(rollout)
+        captured["pairs"], statistics = label(rollout)
         return captured["pairs"], statistics
 
     gradients = {}
-    trainer._pair = capture
+    trainer.learner.label = capture
     original = trainer.create_optimizer()
     step = original.step
 
@@ -228,8 +216,6 @@ def test_the_gradient_is_that_of_the_plain_loop(tmp_path, temperature):
     [
         {"reward_normalization": "calibrate"},
         {"reward_normalization": "running", "lr_scheduler_type": "linear"},
-        {"weight_sampler": "front"},
-        {"weight_sampler": "stratified"},
     ],
     ids=lambda more: "-".join(map(str, next(iter(more.items())))),
 )
@@ -388,15 +374,14 @@ def test_scores_that_are_missing_never_reach_the_loss(tmp_path):
 
 def test_a_diverged_loss_stops_before_the_weights_are_poisoned(tmp_path):
     trainer = make_trainer(tmp_path)
-    trainer._calibrate_once()
-    pair = trainer._pair
+    refer = trainer.learner.with_reference
 
-    def poison(rollout):
-        pairs, statistics = pair(rollout)
+    def poison(pairs):
+        pairs = refer(pairs)
         pairs.ref_logps.fill_(float("nan"))
-        return pairs, statistics
+        return pairs
 
-    trainer._pair = poison
+    trainer.learner.with_reference = poison
     with pytest.raises(DivergenceError, match="learning_rate"):
         trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
@@ -494,7 +479,7 @@ def test_functions_that_lack_a_column_are_refused_before_any_reward_loads(tmp_pa
     def judge(completions, solution):
         return [float(c == s) for c, s in zip(completions, solution, strict=True)]
 
-    monkeypatch.setattr("moodpo.training.trainer.load_rewards", None)
+    monkeypatch.setattr("moodpo.training.setup.load_rewards", None)
     with pytest.raises(RewardSpecError, match=r"'judge' needs solution, .* columns completion_ids"):
         make_trainer(tmp_path, rewards=(vowels, judge))
 
@@ -567,10 +552,12 @@ def test_a_finished_run_is_no_checkpoint_to_go_on_from(tmp_path):
 
 def test_pairs_of_the_trainer_agree_with_the_rewards(tmp_path):
     trainer = make_trainer(tmp_path, relabel="antithetic")
-    trainer._calibrate_once()
+    trainer.calibrate_once()
     batches = [{"prompts": PROMPTS[:4], "columns": {}}]
-    rollout = trainer._collect(trainer._prompt_batch(batches), (0, "train", 0))
-    pairs, _ = trainer._pair(rollout)
+    rollout = trainer.collector.collect(
+        trainer.processes.prompt_batch(batches), key=(0, "train", 0)
+    )
+    pairs, _ = trainer.learner.label(rollout)
     normalized = trainer.normalizer.normalize(pairs.rewards)
     utilities = (normalized * pairs.weights[:, None]).sum(-1)
     torch.testing.assert_close(utilities, pairs.utilities, atol=1e-5, rtol=1e-5)

@@ -280,7 +280,6 @@ _INHERITED: Mapping[str, tuple[float, float | None]] = {
     "gradient_accumulation_steps": (1, None),
     "weight_decay": (0, None),
     "max_grad_norm": (0, None),
-    "warmup_ratio": (0, 1),
     "warmup_steps": (0, None),
     "adam_beta1": (0, 1),
     "adam_beta2": (0, 1),
