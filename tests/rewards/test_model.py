@@ -15,14 +15,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from moodpo.errors import DataError, RewardSpecError
 from moodpo.rewards import load_rewards
+from moodpo.rewards.checkpoint import Checkpoint
 from moodpo.rewards.inputs import control_ids
-from moodpo.rewards.model import (
-    Checkpoint,
-    ModelReward,
-    first_sentence,
-    label_scores,
-    pad_rows,
-)
+from moodpo.rewards.model import ModelReward, first_sentence, label_scores
 from moodpo.rewards.specs import RewardSpec, Scoring
 from tiny_checkpoints import tiny_gpt2_tokenizer
 
@@ -304,17 +299,6 @@ def test_nothing_to_score_gives_no_rows_and_unaligned_rows_are_refused(
         rewards["humor"].score(["p"], ["a", "b"])
 
 
-def test_padding_by_hand() -> None:
-    rows = [
-        {"input_ids": [5, 6], "token_type_ids": [0, 1]},
-        {"input_ids": [7, 8, 9], "token_type_ids": [0, 1, 1]},
-    ]
-    padded = pad_rows(rows, pad_token_id=4)
-    assert padded["input_ids"].tolist() == [[5, 6, 4], [7, 8, 9]]
-    assert padded["token_type_ids"].tolist() == [[0, 1, 0], [0, 1, 1]]
-    assert padded["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
-
-
 @pytest.mark.parametrize(("name", "limit"), [("helpful", 128), ("humor", 96), ("deberta", 96)])
 def test_long_texts_are_cut_to_what_the_checkpoint_can_read(
     rewards: dict[str, ModelReward], name: str, limit: int
@@ -382,25 +366,6 @@ def test_a_checkpoint_with_a_chat_template_uses_it(
         load(f"{checkpoints['helpful']}#input=chat")
 
 
-def test_positions_that_start_after_the_padding_index_are_not_usable() -> None:
-    from transformers import RobertaConfig, RobertaForSequenceClassification
-
-    config = RobertaConfig(
-        vocab_size=300,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=34,
-    )
-    with torch.random.fork_rng(devices=[]):
-        model = RobertaForSequenceClassification(config)
-    checkpoint = Checkpoint.from_model(model, tiny_gpt2_tokenizer(), source="tiny")
-    assert checkpoint.max_tokens == 32
-    rows = [{"input_ids": list(range(10, 42))}]
-    assert torch.isfinite(checkpoint.logits(rows, batch_size=1)).all()
-
-
 # --- precision, mode, description -----------------------------------------------------------------
 
 
@@ -411,14 +376,6 @@ def test_bfloat16_models_project_their_score_in_float32(checkpoints: dict[str, P
         assert reward.describe()["dtype"] == "bfloat16"
         assert scores.tolist() == pytest.approx(SCORES[name], abs=0.1)
         assert not torch.equal(scores, scores.bfloat16().float())  # finer than bfloat16's grid
-
-
-def test_models_are_loaded_without_dropout_or_gradients(rewards: dict[str, ModelReward]) -> None:
-    for reward in rewards.values():
-        model = reward.checkpoint.model
-        assert not any(module.training for module in model.modules())
-        assert not any(parameter.requires_grad for parameter in model.parameters())
-        assert torch.equal(reward.score(PROMPTS, RESPONSES), reward.score(PROMPTS, RESPONSES))
 
 
 def test_a_description_says_how_the_score_is_read(

@@ -14,10 +14,11 @@ import torch
 
 from moodpo.errors import RewardSpecError
 from moodpo.rewards.base import Reward
+from moodpo.rewards.checkpoint import Checkpoint, load_checkpoint, share_backbone
 from moodpo.rewards.checks import check_config, check_target
 from moodpo.rewards.function import FunctionReward, import_function
 from moodpo.rewards.lexical import LEXICAL, LexicalReward
-from moodpo.rewards.model import Checkpoint, ModelReward, load_checkpoint, share_backbone
+from moodpo.rewards.model import ModelReward
 from moodpo.rewards.specs import (
     RewardSpec,
     check_objective_names,
