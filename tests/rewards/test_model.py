@@ -16,9 +16,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from moodpo.errors import DataError, RewardSpecError
 from moodpo.rewards import load_rewards
 from moodpo.rewards.checkpoint import Checkpoint
+from moodpo.rewards.classifiers import object_spec
 from moodpo.rewards.inputs import control_ids
 from moodpo.rewards.model import ModelReward, first_sentence, label_scores
-from moodpo.rewards.specs import RewardSpec, Scoring
+from moodpo.rewards.scoring import Scoring
 from tiny_checkpoints import tiny_gpt2_tokenizer
 
 PROMPTS = ["Hi", "Tell me a joke about the penguin."]
@@ -427,7 +428,7 @@ def test_of_several_chat_templates_the_default_is_read(checkpoints: dict[str, Pa
     single.chat_template = CHAT
     several.chat_template = {"default": CHAT, "rag": "x"}
     nameless.chat_template = {"rag": CHAT, "tool_use": CHAT}
-    spec = RewardSpec(text="somewhere", name="r", kind="model", target="somewhere")
+    spec = object_spec("somewhere", "r")
     texts = [
         ModelReward(spec, Checkpoint.from_model(model, t, source="object")).encode(["Hi"], ["Yes."])
         for t in (single, several)

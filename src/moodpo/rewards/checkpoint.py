@@ -25,8 +25,8 @@ from moodpo.rewards.cache import new_serial
 from moodpo.rewards.checks import check_config, own_code
 from moodpo.rewards.inputs import TokenRow
 from moodpo.rewards.presets import INPUTS, InputTemplate, Pooling
+from moodpo.rewards.scoring import ClassifierSpec, Scoring
 from moodpo.rewards.sharing import equal_backbones, once, tokenizer_fingerprint
-from moodpo.rewards.specs import RewardSpec, Scoring
 from moodpo.rewards.weight_files import find_damage
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Checkpoint:
             )
         return template
 
-    def check_pooling(self, scoring: Scoring, spec: RewardSpec) -> None:
+    def check_pooling(self, scoring: Scoring, spec: ClassifierSpec) -> None:
         """Refuses an architecture that reads its score elsewhere than the preset says."""
         if scoring.pooling not in (None, self.pooling):
             raise RewardSpecError(
@@ -216,7 +216,9 @@ class Checkpoint:
         )
 
 
-def load_checkpoint(spec: RewardSpec, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+def load_checkpoint(
+    spec: ClassifierSpec, *, device: torch.device, dtype: torch.dtype
+) -> Checkpoint:
     """Loads the classifier of a spec, after its `config.json` has been found to be one.
 
     Raises:

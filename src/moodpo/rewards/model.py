@@ -28,8 +28,8 @@ from moodpo.rewards.base import (
 from moodpo.rewards.cache import ScoreIdentity
 from moodpo.rewards.checks import resolve_label
 from moodpo.rewards.inputs import Inputs, TokenRow, encode_inputs
+from moodpo.rewards.scoring import ClassifierSpec, ScoreKind
 from moodpo.rewards.sharing import once
-from moodpo.rewards.specs import RewardSpec, ScoreKind, Scoring
 
 if TYPE_CHECKING:
     from moodpo.records import Prompt
@@ -53,12 +53,14 @@ class ModelReward:
             is unclear.
     """
 
-    def __init__(self, spec: RewardSpec, checkpoint: Checkpoint, *, batch_size: int = 16) -> None:
+    def __init__(
+        self, spec: ClassifierSpec, checkpoint: Checkpoint, *, batch_size: int = 16
+    ) -> None:
         self.name = spec.name
         self.spec = spec
         self.checkpoint = checkpoint
         self.batch_size = batch_size
-        self.scoring = spec.scoring or Scoring()
+        self.scoring = spec.scoring
         self.label = resolve_label(checkpoint.labels, spec)
         self.template = checkpoint.template(self.scoring)
         self.max_tokens = min(self.scoring.max_tokens, checkpoint.max_tokens)
