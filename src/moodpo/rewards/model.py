@@ -27,7 +27,7 @@ from moodpo.rewards.base import (
 )
 from moodpo.rewards.cache import ScoreIdentity
 from moodpo.rewards.checks import resolve_label
-from moodpo.rewards.inputs import Inputs, TokenRow, encode_inputs
+from moodpo.rewards.inputs import Inputs, encode_inputs
 from moodpo.rewards.scoring import ClassifierSpec, ScoreKind
 from moodpo.rewards.sharing import once
 
@@ -83,7 +83,7 @@ class ModelReward:
             RewardError: If the forward pass failed, or gave NaN or an infinity for a text.
         """
         check_lengths(prompts, completions, columns)
-        inputs = self._inputs(prompts, completions)
+        inputs = self.encode(prompts, completions)
         rows = inputs.rows
         self._count_cuts(inputs)
         ask = self.checkpoint.logits
@@ -100,17 +100,14 @@ class ModelReward:
                 )
         return as_scores(self.name, scores, count=len(completions))
 
-    def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[TokenRow]:
-        """The N inputs, exactly as the classifier reads them, unpadded."""
-        return self._inputs(prompts, completions).rows
-
     def pop_cuts(self) -> tuple[int, int]:
         """How many inputs were cut to fit, out of how many that were read; starts anew."""
         counts = self._cut, self._read
         self._cut = self._read = 0
         return counts
 
-    def _inputs(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Inputs:
+    def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Inputs:
+        """The N inputs, exactly as the classifier reads them, unpadded."""
         responses = [text.strip() for text in completions]
         if self.scoring.response == "first-sentence":
             responses = [first_sentence(text) for text in responses]
