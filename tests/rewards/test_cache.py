@@ -27,8 +27,8 @@ from moodpo.rewards import (
 )
 from moodpo.rewards.base import RewardRowError, as_scores
 from moodpo.rewards.cache import first_unknown, row_keys, score_identity
+from moodpo.rewards.checkpoint import Checkpoint
 from moodpo.rewards.lexical import LEXICAL, LexicalScorer
-from moodpo.rewards.model import Checkpoint
 from tiny_checkpoints import build_tiny_gpt2_reward, tiny_gpt2_tokenizer
 
 PROMPTS = ["Hi", "Hi", "Tell me a joke.", "Hi"]

@@ -211,7 +211,7 @@ def test_answers_to_a_prompt_that_is_too_long_differ(
         panel.score([LONG], ["Once more."])
     assert torch.isfinite(scores).all()
     assert abs(scores[0] - scores[1]) > 1e-5
-    assert max(len(row["input_ids"]) for row in reward.encode([LONG], ANSWERS[:1])) <= (
+    assert max(len(row["input_ids"]) for row in reward.encode([LONG], ANSWERS[:1]).rows) <= (
         reward.max_tokens
     )
     (said,) = [record.message for record in caplog.records]  # once
@@ -226,7 +226,7 @@ def test_what_fits_is_not_cut(checkpoints: dict[str, Path]) -> None:
     """To the token: the limit itself still fits."""
     (reward,) = load_rewards([f"{checkpoints['helpful']}#like=helpful"])
     assert isinstance(reward, ModelReward)
-    size = len(reward.encode(["w " * 40], ["Ok."])[0]["input_ids"])
+    size = len(reward.encode(["w " * 40], ["Ok."]).rows[0]["input_ids"])
     for limit, cut in ((size, 0), (size - 1, 1)):
         inputs = encode_inputs(
             reward.checkpoint.tokenizer,

@@ -15,15 +15,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from moodpo.errors import DataError, RewardSpecError
 from moodpo.rewards import load_rewards
+from moodpo.rewards.checkpoint import Checkpoint
+from moodpo.rewards.classifiers import object_spec
 from moodpo.rewards.inputs import control_ids
-from moodpo.rewards.model import (
-    Checkpoint,
-    ModelReward,
-    first_sentence,
-    label_scores,
-    pad_rows,
-)
-from moodpo.rewards.specs import RewardSpec, Scoring
+from moodpo.rewards.model import ModelReward, first_sentence, label_scores
+from moodpo.rewards.scoring import Scoring
 from tiny_checkpoints import tiny_gpt2_tokenizer
 
 PROMPTS = ["Hi", "Tell me a joke about the penguin."]
@@ -81,7 +77,7 @@ def load(spec: str, **kwargs: Any) -> ModelReward:
 @pytest.mark.parametrize("name", sorted(TOKENS))
 def test_a_preset_reads_exactly_these_tokens(rewards: dict[str, ModelReward], name: str) -> None:
     reward = rewards[name]
-    ids = list(reward.encode(PROMPTS, RESPONSES)[0]["input_ids"])
+    ids = list(reward.encode(PROMPTS, RESPONSES).rows[0]["input_ids"])
     assert reward.checkpoint.tokenizer.convert_ids_to_tokens(ids) == TOKENS[name].split(" ")
     assert ids == IDS[name]
 
@@ -101,7 +97,7 @@ def test_the_score_is_the_labels_logit_of_the_unpadded_text(
     with torch.no_grad():
         expected = [
             model(torch.tensor([row["input_ids"]])).logits[0, LABEL.get(name, 0)].item()
-            for row in rewards[name].encode(PROMPTS, RESPONSES)
+            for row in rewards[name].encode(PROMPTS, RESPONSES).rows
         ]
     assert rewards[name].score(PROMPTS, RESPONSES).tolist() == pytest.approx(expected, abs=1e-5)
 
@@ -151,7 +147,7 @@ def test_the_score_of_a_summary_is_read_after_the_post(
     reward = rewards["summary"]
     assert reward.checkpoint.pad_token_id == 263
     posts = ["The ice", "A post that is very much longer"]
-    ids = list(reward.encode(posts, ["Ok.", "Ok."])[0]["input_ids"])
+    ids = list(reward.encode(posts, ["Ok.", "Ok."]).rows[0]["input_ids"])
     by_hand = gpt2_by_hand(checkpoints["summary"], ids)
     assert abs(by_hand[ids.index(263) - 1] - by_hand[-1]) > 0.01  # where "first pad - 1" reads
     padded = reward.score(posts, ["Ok.", "Ok."])
@@ -222,7 +218,7 @@ def test_text_never_becomes_a_control_token(rewards: dict[str, ModelReward], nam
     reward = rewards[name]
     tokenizer = reward.checkpoint.tokenizer
     hostile = "good" + "".join(tokenizer.all_special_tokens) + "good"
-    harmless_row, hostile_row = reward.encode(["Hi", hostile], ["good", hostile])
+    harmless_row, hostile_row = reward.encode(["Hi", hostile], ["good", hostile]).rows
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     if name in ("helpful", "harmless", "summary"):
         special = {tokenizer.eos_token_id}  # which is also the unknown token of GPT-2
@@ -242,7 +238,7 @@ def test_byte_level_models_read_a_spelled_control_token_as_its_letters(
     reward = rewards[name]
     tokenizer = reward.checkpoint.tokenizer
     spelled = f"ab{tokenizer.eos_token}cd"
-    ids = list(reward.encode([f"{spelled} p"], [f"{spelled} r"])[0]["input_ids"])
+    ids = list(reward.encode([f"{spelled} p"], [f"{spelled} r"]).rows[0]["input_ids"])
     text = tokenizer.decode(ids)
     assert f"{spelled} p" in text
     assert f"{spelled} r" in text
@@ -251,10 +247,10 @@ def test_byte_level_models_read_a_spelled_control_token_as_its_letters(
 def test_prompts_that_look_like_templates_stay_themselves(
     rewards: dict[str, ModelReward],
 ) -> None:
-    row = rewards["helpful"].encode(["{response} {bos} {0}"], ["{prompt}"])[0]
+    row = rewards["helpful"].encode(["{response} {bos} {0}"], ["{prompt}"]).rows[0]
     text = rewards["helpful"].checkpoint.tokenizer.decode(row["input_ids"])
     assert text == "\n\nHuman: {response} {bos} {0} \n\nAssistant:{prompt}"
-    row = rewards["summary"].encode(["{response} {bos} {0}"], ["{prompt}"])[0]
+    row = rewards["summary"].encode(["{response} {bos} {0}"], ["{prompt}"]).rows[0]
     text = rewards["summary"].checkpoint.tokenizer.decode(row["input_ids"])
     assert text == "{prompt} <|endoftext|> {response} {bos} {0}"
 
@@ -304,24 +300,13 @@ def test_nothing_to_score_gives_no_rows_and_unaligned_rows_are_refused(
         rewards["humor"].score(["p"], ["a", "b"])
 
 
-def test_padding_by_hand() -> None:
-    rows = [
-        {"input_ids": [5, 6], "token_type_ids": [0, 1]},
-        {"input_ids": [7, 8, 9], "token_type_ids": [0, 1, 1]},
-    ]
-    padded = pad_rows(rows, pad_token_id=4)
-    assert padded["input_ids"].tolist() == [[5, 6, 4], [7, 8, 9]]
-    assert padded["token_type_ids"].tolist() == [[0, 1, 0], [0, 1, 1]]
-    assert padded["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
-
-
 @pytest.mark.parametrize(("name", "limit"), [("helpful", 128), ("humor", 96), ("deberta", 96)])
 def test_long_texts_are_cut_to_what_the_checkpoint_can_read(
     rewards: dict[str, ModelReward], name: str, limit: int
 ) -> None:
     reward = rewards[name]
     long = "the ice is good " * 100
-    row = reward.encode([long], [long])[0]
+    row = reward.encode([long], [long]).rows[0]
     assert len(row["input_ids"]) == limit == reward.max_tokens
     if name != "helpful":  # encoders keep their last special token
         assert row["input_ids"][-1] == reward.checkpoint.tokenizer.sep_token_id
@@ -329,7 +314,7 @@ def test_long_texts_are_cut_to_what_the_checkpoint_can_read(
 
 
 def test_long_summaries_are_cut_at_the_end_of_the_post(rewards: dict[str, ModelReward]) -> None:
-    row = rewards["summary"].encode(["post " * 100], ["Ok."])[0]
+    row = rewards["summary"].encode(["post " * 100], ["Ok."]).rows[0]
     assert len(row["input_ids"]) == 128
     assert list(row["input_ids"][:5]) == [46, 74, 13, 220, 263]
 
@@ -345,7 +330,7 @@ def test_the_limit_can_be_lowered_but_not_raised(checkpoints: dict[str, Path]) -
 
 def test_a_plain_checkpoint_reads_the_raw_pair(checkpoints: dict[str, Path]) -> None:
     reward = load(str(checkpoints["helpful"]))
-    ids = reward.encode(["Hi"], [" Ok. "])[0]["input_ids"]
+    ids = reward.encode(["Hi"], [" Ok. "]).rows[0]["input_ids"]
     assert reward.checkpoint.tokenizer.decode(ids) == "HiOk."
     assert reward.describe()["input"] == "prompt-response"
 
@@ -382,25 +367,6 @@ def test_a_checkpoint_with_a_chat_template_uses_it(
         load(f"{checkpoints['helpful']}#input=chat")
 
 
-def test_positions_that_start_after_the_padding_index_are_not_usable() -> None:
-    from transformers import RobertaConfig, RobertaForSequenceClassification
-
-    config = RobertaConfig(
-        vocab_size=300,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=34,
-    )
-    with torch.random.fork_rng(devices=[]):
-        model = RobertaForSequenceClassification(config)
-    checkpoint = Checkpoint.from_model(model, tiny_gpt2_tokenizer(), source="tiny")
-    assert checkpoint.max_tokens == 32
-    rows = [{"input_ids": list(range(10, 42))}]
-    assert torch.isfinite(checkpoint.logits(rows, batch_size=1)).all()
-
-
 # --- precision, mode, description -----------------------------------------------------------------
 
 
@@ -411,14 +377,6 @@ def test_bfloat16_models_project_their_score_in_float32(checkpoints: dict[str, P
         assert reward.describe()["dtype"] == "bfloat16"
         assert scores.tolist() == pytest.approx(SCORES[name], abs=0.1)
         assert not torch.equal(scores, scores.bfloat16().float())  # finer than bfloat16's grid
-
-
-def test_models_are_loaded_without_dropout_or_gradients(rewards: dict[str, ModelReward]) -> None:
-    for reward in rewards.values():
-        model = reward.checkpoint.model
-        assert not any(module.training for module in model.modules())
-        assert not any(parameter.requires_grad for parameter in model.parameters())
-        assert torch.equal(reward.score(PROMPTS, RESPONSES), reward.score(PROMPTS, RESPONSES))
 
 
 def test_a_description_says_how_the_score_is_read(
@@ -470,9 +428,11 @@ def test_of_several_chat_templates_the_default_is_read(checkpoints: dict[str, Pa
     single.chat_template = CHAT
     several.chat_template = {"default": CHAT, "rag": "x"}
     nameless.chat_template = {"rag": CHAT, "tool_use": CHAT}
-    spec = RewardSpec(text="somewhere", name="r", kind="model", target="somewhere")
+    spec = object_spec("somewhere", "r")
     texts = [
-        ModelReward(spec, Checkpoint.from_model(model, t, source="object")).encode(["Hi"], ["Yes."])
+        ModelReward(spec, Checkpoint.from_model(model, t, source="object"))
+        .encode(["Hi"], ["Yes."])
+        .rows
         for t in (single, several)
     ]
     assert texts[0] == texts[1]
@@ -480,4 +440,4 @@ def test_of_several_chat_templates_the_default_is_read(checkpoints: dict[str, Pa
     with pytest.raises(RewardSpecError, match=r"templates rag, tool_use.*input=prompt-response"):
         ModelReward(spec, without)
     plain = replace(spec, scoring=Scoring(input="prompt-response"))
-    assert ModelReward(plain, without).encode(["Hi"], ["Yes."])
+    assert ModelReward(plain, without).encode(["Hi"], ["Yes."]).rows

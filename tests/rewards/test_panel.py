@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 from torch import Tensor
 
 from moodpo.errors import DataError, RewardError, RewardSpecError
-from moodpo.rewards import FunctionReward, RewardPanel, load_rewards, rebuild_specs
+from moodpo.rewards import (
+    FunctionReward,
+    RewardPanel,
+    ScoreIdentity,
+    load_rewards,
+    rebuild_specs,
+)
+from moodpo.rewards.base import RewardRowError
 
 
 class Foreign:
@@ -96,3 +104,57 @@ def test_a_description_rebuilds_the_panel() -> None:
     assert RewardPanel(load_rewards(specs)).describe() == panel.describe()
     with pytest.raises(RewardSpecError, match=r"'foreign' was a Python object"):
         rebuild_specs(RewardPanel([Foreign(None)]).describe())
+
+
+# --- a failing row costs one request --------------------------------------------------------------
+
+TEXTS = [f"text {row}" for row in range(16)]
+FAILS = TEXTS[11]
+
+
+class Judge:
+    """Answers every text but one, and counts the requests for each, as a bill would."""
+
+    def __init__(self, failure: Any, identity: ScoreIdentity | None) -> None:
+        self.name, self.failure, self.score_identity = "judge", failure, identity
+        self.bill: Counter[str] = Counter()
+
+    def score(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[str],
+        columns: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Any:
+        self.bill.update(completions)
+        if FAILS not in completions or self.failure is None:
+            return torch.arange(len(completions)).float()
+        row = completions.index(FAILS)
+        scores = [math.nan if text == FAILS else 1.0 for text in completions]
+        if isinstance(self.failure, type):
+            raise self.failure("busy")
+        if self.failure == "row":
+            raise RewardRowError("Judge 'judge' timed out", row, ". Try again.", scores=scores)
+        scores[row] = self.failure
+        return scores
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "kind": "judge", "spec": None}
+
+
+@pytest.mark.parametrize("identity", [None, ScoreIdentity("judge")])
+@pytest.mark.parametrize("failure", [math.inf, "no number", "row", ValueError])
+def test_one_failing_row_asks_for_no_other_again(
+    failure: Any, identity: ScoreIdentity | None
+) -> None:
+    judge = Judge(failure, identity)
+    panel = RewardPanel([judge])
+    with pytest.raises(RewardError, match="judge") as info:
+        panel.score(["p"] * 16, TEXTS)
+    assert judge.bill == Counter(TEXTS)
+    if isinstance(info.value, RewardRowError):
+        assert info.value.row == 11
+    judge.failure = None
+    panel.score(["p"] * 16, TEXTS)
+    remembered = identity is not None and failure is not ValueError
+    expected = Counter(dict.fromkeys(TEXTS, 1 if remembered else 2) | {FAILS: 2})
+    assert judge.bill == expected

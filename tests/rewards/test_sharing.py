@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from moodpo.errors import RewardError
 from moodpo.rewards import ModelReward, RewardPanel, ScoreCache, load_rewards, model
-from moodpo.rewards.model import Checkpoint
+from moodpo.rewards.checkpoint import Checkpoint
 from moodpo.rewards.sharing import equal_backbones, once, shared_work, tokenizer_fingerprint
 from tiny_checkpoints import build_tiny_gpt2_reward, tiny_gpt2_tokenizer
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,17 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moodpo.errors import RewardSpecError
-from moodpo.rewards.lexical import LEXICAL
+from moodpo.rewards.grammar import RewardSpec, check_objective_names
 from moodpo.rewards.presets import PRESETS
-from moodpo.rewards.specs import (
-    RewardSpec,
-    Scoring,
-    check_objective_names,
-    list_presets,
-    objective_name,
-    parse_spec,
-    rebuild_specs,
-)
+from moodpo.rewards.scoring import ClassifierSpec, Scoring
+from moodpo.rewards.specs import check_reward_specs, parse_spec, rebuild_specs
 
 # --- reading ------------------------------------------------------------------------------------
 
@@ -35,7 +30,7 @@ def test_the_whole_syntax_at_once() -> None:
     spec = parse_spec("truth=faithful@abc123#score=margin&response=first-sentence&max_tokens=64")
     assert (spec.name, spec.kind, spec.target) == ("truth", "preset", "faithful")
     assert spec.pinned == "abc123"
-    assert spec.scoring is not None
+    assert isinstance(spec, ClassifierSpec)
     assert (spec.scoring.score, spec.scoring.response) == ("margin", "first-sentence")
     assert spec.scoring.max_tokens == 64
     assert spec.rebuildable == "faithful#score=margin&response=first-sentence&max_tokens=64"
@@ -55,7 +50,7 @@ def test_hub_ids_functions_and_scorers() -> None:
 
 def test_the_exact_id_of_a_presets_checkpoint_is_read_in_its_format() -> None:
     spec = parse_spec("CogComp/bart-faithful-summary-detector")
-    assert spec.scoring is not None
+    assert isinstance(spec, ClassifierSpec)
     assert spec.scoring.preset is PRESETS["faithful"]  # not `summary`, whose name is inside the id
     assert parse_spec("CogComp/bart-faithful-summary-detector2").scoring == Scoring()
 
@@ -117,32 +112,7 @@ def test_any_text_is_a_spec_or_a_spec_error(text: str) -> None:
         check_objective_names([spec.name])
 
 
-@pytest.mark.parametrize(
-    ("target", "name"),
-    [
-        ("/models/my-rm/", "my-rm"),
-        ("org/rm.v2", "rm_v2"),
-        ("org/7b-rm", "reward_7b-rm"),
-        ("pkg.mod:f", "f"),
-        ("<lambda>", "_lambda_"),
-    ],
-)
-def test_default_names(target: str, name: str) -> None:
-    assert objective_name(target) == name
-
-
-# --- the table, and the way back -----------------------------------------------------------------
-
-
-def test_the_table_lists_every_name_once() -> None:
-    rows = list_presets()
-    assert [row.name for row in rows] == [*PRESETS, *LEXICAL]
-    by_name = {row.name: row for row in rows}
-    assert by_name["faithful"].spec == "CogComp/bart-faithful-summary-detector"
-    assert by_name["faithful"].input == "({response}, {prompt})"
-    assert by_name["faithful"].license == "CC-BY-SA-4.0"
-    assert "[-1, 1]" in by_name["positivity"].summary
-    assert not set(PRESETS) & set(LEXICAL)
+# --- the way back ---------------------------------------------------------------------------------
 
 
 def test_descriptions_lead_back_to_the_very_revision() -> None:
@@ -154,7 +124,7 @@ def test_descriptions_lead_back_to_the_very_revision() -> None:
     specs = rebuild_specs(descriptions)
     assert specs == ["safe=harmless@abc", "t=faithful@def#score=margin", "b=brevity"]
     parsed: list[RewardSpec] = [parse_spec(spec) for spec in specs]
-    assert [spec.pinned for spec in parsed] == ["abc", "def", None]
+    assert [spec.revision for spec in parsed] == ["abc", "def", None]
 
 
 @pytest.mark.parametrize(
@@ -175,3 +145,63 @@ def test_a_folder_that_exists_may_hold_an_equals_sign(
         (tmp_path / each).mkdir(parents=True)
     spec = parse_spec(text)
     assert (spec.kind, spec.name, spec.target) == ("model", name, str(tmp_path / folder))
+
+
+# --- refusing before anything is loaded -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("specs", [[], ["helpful"]])
+def test_a_trade_off_takes_two(specs: list[str]) -> None:
+    with pytest.raises(RewardSpecError, match=f"2 or more rewards are needed, got {len(specs)}"):
+        check_reward_specs(specs)
+    check_reward_specs(["helpful"], minimum=1)
+
+
+def test_a_text_is_no_list_of_specs() -> None:
+    with pytest.raises(RewardSpecError, match="Pass a list"):
+        check_reward_specs("helpful harmless")
+
+
+def test_objective_names_are_distinct_and_spellable() -> None:
+    with pytest.raises(RewardSpecError, match=r"2 rewards are named 'rm'.*first_rm=<spec>"):
+        check_reward_specs(["a/rm", "b/rm", "helpful"])
+    check_reward_specs(["a/rm", "other=b/rm"])
+    with pytest.raises(RewardSpecError, match=r"'a\.b' cannot name an objective"):
+        check_objective_names(["a.b"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("./no/such/folder", "does not exist"),
+        ("/no/such/folder", "does not exist"),
+        ("a/b/c", "does not exist"),
+        ("no_such_module_anywhere:f", "Cannot import"),
+        ("json:no_such", "Cannot find"),
+        ("os.path:basename", r"signature \(p\), expected"),
+        ("nonsense", "Unknown reward"),
+    ],
+)
+def test_what_cannot_be_there_is_refused(spec: str, message: str) -> None:
+    with pytest.raises(RewardSpecError, match=message):
+        check_reward_specs(["helpful", spec])
+
+
+def test_a_mistyped_folder_is_not_taken_for_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(RewardSpecError, match="'checkpoints/rm' does not exist"):
+        check_reward_specs(["helpful", "checkpoints/rm"])
+
+
+def test_checking_needs_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, moodpo.rewards as r\n"
+        "r.check_reward_specs(['helpful', 'faithful#score=margin', 'brevity', 'json:dumps'])\n"
+        "r.list_presets()\n"
+        "sys.exit(str([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules] or ''))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""

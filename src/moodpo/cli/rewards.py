@@ -8,12 +8,13 @@ from dataclasses import asdict
 
 from moodpo.cli.console import print_out, print_table
 from moodpo.cli.flags import CommandParser
-from moodpo.rewards.specs import PresetRow, list_presets
+from moodpo.rewards.grammar import NamedReward
+from moodpo.rewards.kinds import list_forms, list_presets
 
 __all__ = ["run"]
 
 NOTE = (
-    "Besides names, --reward_models takes folders, Hub ids and package.module:function. "
+    "Besides names, --reward_models takes {forms}. "
     "NAME=SPEC renames an objective; @REVISION pins; #label=1 and other options follow a spec."
 )
 
@@ -31,16 +32,18 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _print_table(rows: Sequence[PresetRow]) -> None:
+def _print_table(rows: Sequence[NamedReward]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, caption=NOTE, caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, caption=NOTE.format(forms=list_forms()), caption_justify="left"
+    )
     for heading in ("name", "a high score means", "model", "input", "license"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        model = row.spec if row.kind == "preset" else "built in"
+        model = "built in" if row.spec == row.name else row.spec
         cells = (row.name, row.summary, model, row.input, row.license)
         table.add_row(*(Text(cell) for cell in cells))
     print_table(table)

@@ -10,10 +10,8 @@ if TYPE_CHECKING:
     from moodpo.rewards.base import Reward as Reward
     from moodpo.rewards.cache import ScoreCache as ScoreCache
     from moodpo.rewards.cache import ScoreIdentity as ScoreIdentity
-    from moodpo.rewards.checks import check_columns as check_columns
-    from moodpo.rewards.checks import check_data as check_data
-    from moodpo.rewards.checks import check_reward_specs as check_reward_specs
     from moodpo.rewards.function import FunctionReward as FunctionReward
+    from moodpo.rewards.kinds import list_presets as list_presets
     from moodpo.rewards.lexical import LEXICAL as LEXICAL
     from moodpo.rewards.lexical import LexicalReward as LexicalReward
     from moodpo.rewards.load import load_rewards as load_rewards
@@ -21,7 +19,9 @@ if TYPE_CHECKING:
     from moodpo.rewards.normalize import Normalizer as Normalizer
     from moodpo.rewards.panel import RewardPanel as RewardPanel
     from moodpo.rewards.presets import PRESETS as PRESETS
-    from moodpo.rewards.specs import list_presets as list_presets
+    from moodpo.rewards.specs import check_columns as check_columns
+    from moodpo.rewards.specs import check_data as check_data
+    from moodpo.rewards.specs import check_reward_specs as check_reward_specs
     from moodpo.rewards.specs import rebuild_specs as rebuild_specs
 
 _HOMES = {
@@ -35,10 +35,10 @@ _HOMES = {
     "RewardPanel": "panel",
     "ScoreCache": "cache",
     "ScoreIdentity": "cache",
-    "check_columns": "checks",
-    "check_data": "checks",
-    "check_reward_specs": "checks",
-    "list_presets": "specs",
+    "check_columns": "specs",
+    "check_data": "specs",
+    "check_reward_specs": "specs",
+    "list_presets": "kinds",
     "load_rewards": "load",
     "rebuild_specs": "specs",
 }

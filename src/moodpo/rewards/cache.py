@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from moodpo.records import Prompt
 
 __all__ = [
-    "DEFAULT_MAX_ENTRIES",
     "ScoreCache",
     "ScoreIdentity",
     "first_unknown",

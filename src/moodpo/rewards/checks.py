@@ -1,4 +1,4 @@
-"""Checks: what can be refused about reward specs before any weight is read.
+"""Checks: what can be refused about a classifier before any weight is read.
 
 Reads JSON files of local folders and the configuration of a checkpoint; imports neither torch nor
 transformers. Knows nothing of scoring. Shapes: L labels, in order of the logits.
@@ -8,32 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moodpo.errors import RewardSpecError
-from moodpo.files import looks_local
-from moodpo.rewards.function import FunctionReward, import_function
-from moodpo.rewards.presets import PRESETS, Preset
-from moodpo.rewards.specs import (
-    RewardSpec,
-    Scoring,
-    check_objective_names,
-    objective_name,
-    parse_spec,
-)
+from moodpo.rewards.presets import Preset
+from moodpo.rewards.scoring import ClassifierSpec
 from moodpo.rewards.weight_files import WEIGHT_PATTERNS, find_damage
 
-__all__ = [
-    "check_columns",
-    "check_config",
-    "check_data",
-    "check_reward_specs",
-    "check_target",
-    "own_code",
-    "resolve_label",
-]
+__all__ = ["check_config", "check_folder", "own_code", "resolve_label"]
 
 POSITIVE_LABELS = frozenset(
     {"positive", "pos", "good", "helpful", "harmless", "safe", "nontoxic", "faithful"}
@@ -44,89 +28,7 @@ POSITIVE_LABELS = frozenset(
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
-def check_reward_specs(specs: Sequence[str], *, minimum: int = 2) -> None:
-    """Refuses everything that can be refused without loading a model, in well under a second.
-
-    Args:
-        specs: One spec per objective.
-        minimum: The fewest objectives that make sense; 1 where rewards only judge.
-
-    Raises:
-        RewardSpecError: Naming the spec, what is wrong with it, and the remedy.
-    """
-    if isinstance(specs, str):
-        raise RewardSpecError(f"Rewards are a list of specs, got the text {specs!r}. Pass a list.")
-    parsed = [parse_spec(spec) for spec in specs]
-    if len(parsed) < minimum:
-        raise RewardSpecError(
-            f"{minimum} or more rewards are needed, got {len(parsed)}: a trade-off takes two. "
-            "Pass for instance: helpful harmless."
-        )
-    check_objective_names([spec.name for spec in parsed])
-    for spec in parsed:
-        check_target(spec)
-
-
-def check_columns(rewards: Sequence[Any], columns: Iterable[str]) -> None:
-    """Refuses data that lack what a reward function cannot do without; loads no model.
-
-    Args:
-        rewards: As for `load_rewards`: specs, callables, models, or rewards.
-        columns: Names of the columns beside the prompts; `completion_ids` where the policy's own
-            tokens are known.
-
-    Raises:
-        RewardSpecError: Naming the function, what is missing, and the columns there are.
-    """
-    known = [name for name in columns if name != "prompt"]
-    for reward in rewards:
-        function = reward
-        if isinstance(reward, str):
-            spec = parse_spec(reward)
-            if spec.kind != "function":
-                continue
-            function = FunctionReward(import_function(spec.target), name=spec.name)
-        elif callable(reward) and not (hasattr(reward, "score") or hasattr(reward, "state_dict")):
-            name = objective_name(getattr(reward, "__name__", type(reward).__name__))
-            function = FunctionReward(reward, name=name)
-        if hasattr(function, "check_columns"):
-            function.check_columns(known)
-
-
-def check_data(rewards: Sequence[Any], *data: Any) -> None:
-    """Refuses data sets of a policy's prompts that lack what a reward function needs.
-
-    Args:
-        rewards: As for `load_rewards`.
-        data: `LoadedPrompts`, several by name, or None.
-
-    Raises:
-        RewardSpecError: As of `check_columns`; the policy's own tokens are known.
-    """
-    for each in data:
-        for loaded in each.values() if isinstance(each, Mapping) else [each]:
-            if loaded is not None:
-                check_columns(rewards, [*loaded.dataset.column_names, "completion_ids"])
-
-
-def check_target(spec: RewardSpec) -> None:
-    """Refuses a spec whose function cannot be imported or whose folder holds no reward model.
-
-    Raises:
-        RewardSpecError: With the remedy.
-    """
-    if spec.kind == "function":
-        FunctionReward(import_function(spec.target), name=spec.name)
-    elif spec.kind == "model" and Path(spec.target).exists():
-        check_folder(spec)
-    elif spec.kind == "model" and looks_local(spec.target):
-        raise RewardSpecError(
-            f"{spec.target!r} does not exist. Pass the folder of a sequence classifier, a Hub id "
-            "(owner/model), or a preset: " + ", ".join(PRESETS) + "."
-        )
-
-
-def check_folder(spec: RewardSpec) -> None:
+def check_folder(spec: ClassifierSpec) -> None:
     """Refuses a folder that is no sequence classifier, by reading its JSON files alone."""
     folder = Path(spec.target)
     if (folder / "adapter_config.json").is_file():
@@ -151,7 +53,7 @@ def check_folder(spec: RewardSpec) -> None:
         raise RewardSpecError(damage)
 
 
-def check_config(config: Mapping[str, Any], spec: RewardSpec) -> None:
+def check_config(config: Mapping[str, Any], spec: ClassifierSpec) -> None:
     """Refuses a checkpoint that is no sequence classifier, or whose scored label is unclear.
 
     Args:
@@ -187,7 +89,7 @@ def own_code(source: str) -> RewardSpecError:
     )
 
 
-def resolve_label(names: Sequence[str], spec: RewardSpec) -> int:
+def resolve_label(names: Sequence[str], spec: ClassifierSpec) -> int:
     """The index of the label whose logit is the score.
 
     Args:
@@ -197,7 +99,7 @@ def resolve_label(names: Sequence[str], spec: RewardSpec) -> int:
     Raises:
         RewardSpecError: If the preset's label is elsewhere, or it is unclear which one is meant.
     """
-    scoring = spec.scoring or Scoring()
+    scoring = spec.scoring
     preset, shown = scoring.preset, f"{spec.checkpoint} has labels {', '.join(names)}"
     if scoring.score == "margin" and len(names) < 2:
         raise RewardSpecError(f"{shown}: a margin needs two labels. Drop score=margin.")

@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 from moodpo.errors import RewardError, RewardSpecError
 from moodpo.rewards.base import Columns, Description, as_scores, call_scorer, check_lengths
 from moodpo.rewards.cache import ScoreIdentity, new_serial
+from moodpo.rewards.grammar import NamedReward, RewardSpec, objective_name, refuse_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from moodpo.records import Prompt
+    from moodpo.rewards.kinds import Shared
 
-__all__ = ["FUNCTION_SPEC", "FunctionReward", "import_function"]
+__all__ = ["FunctionKind", "FunctionReward", "import_function"]
 
 FUNCTION_SPEC = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*(?:\.\w+)*")
 """`package.module:function`; attributes may follow: `package.module:Class.method`."""
@@ -70,6 +72,12 @@ class FunctionReward:
         says = getattr(function, "deterministic", False)
         self.deterministic = says is True if deterministic is None else deterministic
         self._serial = new_serial()
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], name: str | None = None) -> FunctionReward:
+        """A callable under its own name, unless another is given."""
+        own = getattr(function, "__name__", type(function).__name__)
+        return cls(function, name=name or objective_name(own))
 
     def score(
         self,
@@ -138,6 +146,36 @@ class FunctionReward:
     def describe(self) -> Description:
         """Name, kind, and the spec where the function can be imported again."""
         return {"name": self.name, "kind": "function", "spec": self.spec, "revision": None}
+
+
+class FunctionKind:
+    """`package.module:function`."""
+
+    name = "function"
+    form = "a function (package.module:function)"
+
+    def listed(self) -> list[NamedReward]:
+        """None goes by name."""
+        return []
+
+    def matches(self, target: str) -> bool:
+        """Whether it has the form, wherever it leads."""
+        return bool(FUNCTION_SPEC.fullmatch(target))
+
+    def read(self, spec: RewardSpec) -> RewardSpec:
+        """As it is: a function takes no options."""
+        refuse_options(spec)
+        return spec
+
+    def check(self, spec: RewardSpec, columns: Iterable[str] | None = None) -> None:
+        """Refuses a function that cannot be imported, or needs what the data lack."""
+        function = FunctionReward(import_function(spec.target), name=spec.name, spec=spec.target)
+        if columns is not None:
+            function.check_columns(columns)
+
+    def build(self, spec: RewardSpec, shared: Shared) -> FunctionReward:
+        """The imported function."""
+        return FunctionReward(import_function(spec.target), name=spec.name, spec=spec.target)
 
 
 def _messages_or_text(prompt: Prompt) -> str | list[dict[str, str]]:

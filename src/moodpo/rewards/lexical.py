@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -22,14 +22,17 @@ from typing import TYPE_CHECKING, Any
 from moodpo.records import dialogue_text
 from moodpo.rewards.base import Columns, Description, as_scores, call_scorer
 from moodpo.rewards.cache import ScoreIdentity
+from moodpo.rewards.grammar import NamedReward, RewardSpec, refuse_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from moodpo.records import Prompt
+    from moodpo.rewards.kinds import Shared
 
 __all__ = [
     "LEXICAL",
+    "LexicalKind",
     "LexicalReward",
     "LexicalScorer",
     "brevity",
@@ -254,3 +257,40 @@ class LexicalReward:
         """The scorer's name; None for a scorer or a subclass of somebody else."""
         ours = type(self) is LexicalReward and LEXICAL.get(self.scorer.name) is self.scorer
         return ScoreIdentity(f"lexical {self.scorer.name}") if ours else None
+
+
+class LexicalKind:
+    """`brevity`: a lexical scorer by its name."""
+
+    name = "lexical"
+    form = None
+
+    def listed(self) -> list[NamedReward]:
+        """Every scorer."""
+        return [
+            NamedReward(
+                name=s.name,
+                kind=self.name,
+                spec=s.name,
+                input="words of the completion",
+                license="built in",
+                summary=f"{s.summary}, in [{s.bounds[0]:g}, {s.bounds[1]:g}]",
+            )
+            for s in LEXICAL.values()
+        ]
+
+    def matches(self, target: str) -> bool:
+        """Whether a scorer has this very name."""
+        return target in LEXICAL
+
+    def read(self, spec: RewardSpec) -> RewardSpec:
+        """As it is: a scorer takes no options."""
+        refuse_options(spec)
+        return spec
+
+    def check(self, spec: RewardSpec, columns: Iterable[str] | None = None) -> None:
+        """Nothing can be wrong: it is built in and reads no column."""
+
+    def build(self, spec: RewardSpec, shared: Shared) -> LexicalReward:
+        """The scorer under the objective's name."""
+        return LexicalReward(LEXICAL[spec.target], name=spec.name)

@@ -121,7 +121,7 @@ class RewardPanel:
         identity = score_identity(reward)
         keys = row_keys(identity, prompts, completions, columns) if identity else None
         if keys is None:
-            return self._ask(reward, prompts, completions, columns)
+            return _ask(reward, range(len(completions)), prompts, completions, columns)
         known = self.cache.find(keys)
         rows = first_unknown(keys, known)
 
@@ -131,7 +131,7 @@ class RewardPanel:
             return new
 
         try:
-            new = keep(self._ask_rows(reward, rows, prompts, completions, columns).tolist())
+            new = keep(_ask(reward, rows, prompts, completions, columns).tolist())
         except RewardRowError as error:
             keep(error.scores)  # whoever asks again asks about the rows that failed
             raise error.renumbered(rows) from error.__cause__
@@ -139,32 +139,24 @@ class RewardPanel:
         known |= new
         return torch.tensor([known[key] for key in keys], dtype=torch.float32)
 
-    def _ask_rows(
-        self,
-        reward: Reward,
-        rows: Sequence[int],
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        columns: Columns | None,
-    ) -> Tensor:
-        """One reward's scores of the given rows, in their order."""
-        if len(rows) == len(completions):
-            return self._ask(reward, prompts, completions, columns)
+
+def _ask(
+    reward: Reward,
+    rows: Sequence[int],
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    columns: Columns | None,
+) -> Tensor:
+    """One reward's scores of the given rows, in their order: one request, whatever becomes of it.
+
+    What fails is never asked about again here, because a request may cost money: a
+    `RewardRowError` says which row it was, and carries the scores of the others.
+    """
+    if len(rows) < len(completions):
         if not rows:
             return torch.empty(0)
-        return self._ask(
-            reward,
-            [prompts[row] for row in rows],
-            [completions[row] for row in rows],
-            {name: [values[row] for row in rows] for name, values in (columns or {}).items()},
-        )
-
-    def _ask(
-        self,
-        reward: Reward,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        columns: Columns | None,
-    ) -> Tensor:
-        values = call_scorer(reward.name, reward.score, prompts, completions, columns)
-        return as_scores(reward.name, values, count=len(completions))
+        prompts = [prompts[row] for row in rows]
+        completions = [completions[row] for row in rows]
+        columns = {name: [values[row] for row in rows] for name, values in (columns or {}).items()}
+    values = call_scorer(reward.name, reward.score, prompts, completions, columns)
+    return as_scores(reward.name, values, count=len(completions))
