@@ -11,6 +11,7 @@ from moodpo.cli import main
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.md"))  # the log names flags of its time
 OTHER_TOOLS = {"--strict"}  # mypy's
 
 
@@ -33,7 +34,7 @@ def known_flags():
     return {flag for text in texts for flag in re.findall(r"--[\w-]+", text)} | OTHER_TOOLS
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *BENCHMARKS], ids=lambda p: p.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target
