@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -61,3 +62,21 @@ def test_every_make_target_that_is_named_exists():
     for path in DOCUMENTS:
         for target in re.findall(r"\bmake ([a-z-]+)(?=`|\s+#|$)", path.read_text(), re.MULTILINE):
             assert target in targets, target
+
+
+def test_the_documented_weight_sampler_draws_each_row_by_its_own_seed():
+    code, *_ = blocks(ROOT / "docs" / "weights.md", "python")
+    names = {"MOODPOTrainer": lambda model, **options: options, "model": None, "rewards": []}
+    exec(code, names)
+    draw = names["trainer"]["weight_sampler"]
+    assert draw([1, 2, 4]).tolist() == [[0, 1, 0], [0, 0, 1], [0, 1, 0]]
+    assert draw([4]).tolist() == draw([1]).tolist()
+
+
+def test_every_table_behind_the_log_has_rows_and_is_named_in_it():
+    log = (ROOT / "benchmarks" / "LOG.md").read_text()
+    tables = sorted((ROOT / "benchmarks" / "recorded" / "log").glob("*.json"))
+    assert tables
+    for path in tables:
+        assert json.loads(path.read_text())["rows"], path.name
+        assert f"recorded/log/{path.name}" in log
