@@ -80,3 +80,22 @@ def test_every_table_behind_the_log_has_rows_and_is_named_in_it():
     for path in tables:
         assert json.loads(path.read_text())["rows"], path.name
         assert f"recorded/log/{path.name}" in log
+
+
+def test_the_map_leads_through_code_that_exists():
+    step = r"^\| \d+ \| [^|]+ \| `(\S+)\.py` \| `([\w.]+)` \|"
+    rows = re.findall(step, (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    assert len(rows) == 14
+    for file, function in rows:
+        place = importlib.import_module(f"moodpo.{file.replace('/', '.')}")
+        for name in function.split("."):
+            place = getattr(place, name)
+
+
+def test_the_map_names_every_room_and_files_that_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    source = ROOT / "src" / "moodpo"
+    rooms = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+/)` \|", page, re.MULTILINE)) == rooms
+    for file in re.findall(r"`([\w/]+\.py)`", page):
+        assert (source / file).exists() or (ROOT / file).exists(), file
