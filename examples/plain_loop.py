@@ -3,8 +3,10 @@
     python examples/plain_loop.py --steps 20
 
 Reads top to bottom like the paper's algorithm. What differs from it: each scored pair also trains
-under the opposite weights, where its winner often flips (antithetic relabeling). What differs from
-`moodpo train`: nothing is fast, distributed or saved here.
+under the opposite weights, where its winner often flips (antithetic relabeling).
+
+What differs from `moodpo train`: nothing is fast, distributed or saved here, and rewards are
+calibrated on prompts without weights, where `moodpo train` draws weights for them as for any step.
 """
 
 from __future__ import annotations
