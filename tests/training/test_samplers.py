@@ -14,7 +14,6 @@ from moodpo.training.samplers import (
     FrontLattice,
     FrontSampler,
     SeededSampler,
-    SignedSampler,
     StratifiedSampler,
     WeightSampler,
     as_sampler,
@@ -437,38 +436,7 @@ def test_a_sampler_of_ones_own_must_draw():
         WeightSampler().draw([0], positions=[0])
 
 
-def test_signed_draws_are_the_others_draws_half_of_them_turned():
-    sizes = DirichletSampler(1.0, 3)
-    signed = SignedSampler(sizes, torch.tensor([False, True, True]))
-    found, plain = draw(signed, range(4000)), draw(sizes, range(4000))
-    assert torch.equal(found.abs(), plain)
-    assert (found[:, 0] >= 0).all()
-    turned = (found[:, 1:] < 0).double()
-    torch.testing.assert_close(
-        turned.mean(0), torch.full((2,), 0.5, dtype=torch.float64), atol=0.03, rtol=0
-    )
-    # Neither follows from the other, nor from the sizes.
-    table = torch.cat([turned, plain[:, 1:].double()], dim=1)
-    off_diagonal = torch.corrcoef(table.T)[:2] - torch.eye(4, dtype=torch.float64)[:2]
-    assert (off_diagonal.abs() < 0.05).all()
-
-
-def test_signed_draws_are_each_seeds_own():
-    signed = make_sampler("corners", num_objectives=2, signed=[False, True])
-    together = draw(signed, range(6))
-    assert torch.equal(torch.cat([draw(signed, [i]) for i in range(6)]), together)
-    assert draw(signed, []).shape == (0, 2)
-    assert isinstance(signed.constant(), SignedSampler)
-
-
 def test_opposites_are_a_samplers_own():
-    weights = torch.tensor([[0.3, -0.7]])
-    signed = make_sampler("dirichlet", num_objectives=2, signed=[False, True])
-    torch.testing.assert_close(signed.opposite(weights), torch.tensor([[0.3, 0.7]]))
-    plain = make_sampler("dirichlet", num_objectives=2, signed=[False, False])
-    torch.testing.assert_close(plain.opposite(weights.abs()), torch.tensor([[0.7, 0.3]]))
-
-
-def test_the_front_sampler_knows_no_signs():
-    with pytest.raises(ConfigError, match="front weight sampler"):
-        make_sampler("front", num_objectives=2, signed=[True, False])
+    sampler = make_sampler("dirichlet", num_objectives=2)
+    found = sampler.opposite(torch.tensor([[0.3, 0.7]]))
+    torch.testing.assert_close(found, torch.tensor([[0.7, 0.3]]))

@@ -20,6 +20,7 @@ from moodpo.conditioning.weights import BoundRange, round_bound, wrong_count
 from moodpo.errors import ConfigError, DataError, WeightsError
 from moodpo.models.chat_templates import encode_messages, read_template_kwargs
 from moodpo.records import Prompt, TokenIds
+from moodpo.removed import REMOVED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,9 +97,8 @@ def _percent(weights: Millionths, names: Sequence[str]) -> str:
 def _unary(weights: Millionths, names: Sequence[str]) -> str:
     shares = _apportion(weights, 10)
     # Spaces keep one token per mark: tokenizers merge runs like "#######" unpredictably.
-    bars = [" ".join("#" * abs(p) + "-" * (10 - abs(p))) for p in shares]
-    signs = ["minus " if p < 0 else "" for p in shares]
-    return ", ".join(f"{n} {s}[{b}]" for n, s, b in zip(names, signs, bars, strict=True))
+    bars = [" ".join("#" * p + "-" * (10 - p)) for p in shares]
+    return ", ".join(f"{n} [{bar}]" for n, bar in zip(names, bars, strict=True))
 
 
 def _verbal(weights: Millionths, phrases: Sequence[str]) -> str:
@@ -116,7 +116,7 @@ def _grouped(weights: Millionths, sentences: Sequence[str]) -> str:
     # an even balance reads like three quarters of whatever happens to come first.
     groups: list[list[tuple[int, str]]] = []
     for share, text in _asked_for(_apportion(weights, 100), sentences, floor=DIRECTIVE_FLOOR):
-        if groups and abs(groups[-1][0][0]) - abs(share) <= GROUP_WIDTH:
+        if groups and groups[-1][0][0] - share <= GROUP_WIDTH:
             groups[-1].append((share, text))
         else:
             groups.append([(share, text)])
@@ -137,14 +137,14 @@ def _asked_for(
     The floor is relative to the strongest: of many objectives that matter alike, all are said.
     """
     # The strongest first: instruction-tuned models follow what they read first and most clearly.
-    ranked = sorted(zip(weights, texts, strict=True), key=lambda pair: -abs(pair[0]))
-    strongest = abs(ranked[0][0])
-    return [(w, text) for w, text in ranked if 100 * abs(w) >= floor * (abs(w) + strongest)]
+    ranked = sorted(zip(weights, texts, strict=True), key=lambda pair: -pair[0])
+    strongest = ranked[0][0]
+    return [(w, text) for w, text in ranked if 100 * w >= floor * (w + strongest)]
 
 
 def _share(share: int) -> str:
     # Of more than 200 equal objectives each has less than half a percent.
-    return f"{abs(share) or '<1'}%{' against' if share < 0 else ''}"
+    return f"{share or '<1'}%"
 
 
 _RENDERERS: dict[str, tuple[str, Callable[[Millionths, Sequence[str]], str]]] = {
@@ -178,7 +178,6 @@ class Conditioner:
             `Summarize this post: {prompt}`. Rewards still see the raw prompt.
         lower_bounds: Objectives that a lower bound may be asked of, with the lowest and the
             highest in raw reward. A bound follows the weights: `Keep harmless at least 0.3.`
-        signed: Objectives whose weight may be negative; `against` then stands for less.
         chat_template_kwargs: Values for variables of the policy's chat template, such as
             `{"enable_thinking": False}`.
     """
@@ -190,20 +189,17 @@ class Conditioner:
     directives: Mapping[str, str] = field(default_factory=dict)
     prompt_template: str | None = None
     lower_bounds: Mapping[str, BoundRange] = field(default_factory=dict)
-    signed: tuple[str, ...] = ()
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objectives", tuple(self.objectives))
-        object.__setattr__(self, "signed", tuple(self.signed))
         template_kwargs = read_template_kwargs(self.chat_template_kwargs)
         object.__setattr__(self, "chat_template_kwargs", template_kwargs)
-        for what, names in (("lower_bounds", self.lower_bounds), ("signed", self.signed)):
-            if unknown := [name for name in names if name not in self.objectives]:
-                raise ConfigError(
-                    f"{what} names {unknown[0]!r}, but the objectives are "
-                    f"{', '.join(self.objectives)}. Name one of them."
-                )
+        if unknown := [name for name in self.lower_bounds if name not in self.objectives]:
+            raise ConfigError(
+                f"lower_bounds names {unknown[0]!r}, but the objectives are "
+                f"{', '.join(self.objectives)}. Name one of them."
+            )
         for part in self.weight_format.split("+"):
             if part not in _RENDERERS:
                 raise ConfigError(
@@ -237,8 +233,7 @@ class Conditioner:
         """The system instruction for one weight vector.
 
         Args:
-            weights: K values on the simplex, in the order of `objectives`; signed ones may be
-                negative, `Σ_k |w_k| = 1`.
+            weights: K values on the simplex, in the order of `objectives`.
             bounds: K lower bounds in raw reward, NaN where there is none.
 
         Returns:
@@ -351,15 +346,24 @@ class Conditioner:
         # Only where they are used: what was written without them still reads as the same.
         if self.lower_bounds:
             described["lower_bounds"] = {n: list(r) for n, r in self.lower_bounds.items()}
-        if self.signed:
-            described["signed"] = list(self.signed)
         if self.chat_template_kwargs:
             described["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         return described
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Conditioner:
-        """The conditioner that `to_dict` described."""
+        """The conditioner that `to_dict` described.
+
+        Raises:
+            ConfigError: If it says what this version no longer has.
+        """
+        values = dict(values)
+        if signed := values.pop("signed", ()):
+            raise ConfigError(
+                f"This policy was trained with negative weights of {', '.join(signed)}. "
+                f"{REMOVED['signed_objectives']} To ask this policy, use the moodpo release that "
+                "trained it."
+            )
         bounds = values.get("lower_bounds", {})
         ranges = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
         return cls(**{**values, "lower_bounds": ranges})
@@ -380,8 +384,8 @@ def _millionths(weights: Sequence[float]) -> list[int]:
 
     By way of float32, so that a number reads the same before and after a tensor has held it.
     """
-    if bad := [w for w in weights if not math.isfinite(w)]:
-        raise WeightsError(f"Weights must be finite; got {float(bad[0])}.")
+    if bad := [w for w in weights if not -0.5 / MILLION <= w < math.inf]:
+        raise WeightsError(f"Weights must be finite and at least 0; got {float(bad[0])}.")
     return [round(c_float(float(w)).value * MILLION) for w in weights]
 
 
@@ -393,19 +397,18 @@ def _apportion(weights: Millionths, units: int) -> list[int]:
     are rounded to the nearer share, the half upward, and the sum is not quite `units`. Nothing
     depends on the order of the weights.
     """
-    sizes = [abs(w) for w in weights]
-    shares = [size * units // MILLION for size in sizes]
-    left = round(sum(sizes) * units / MILLION) - sum(shares)
+    shares = [weight * units // MILLION for weight in weights]
+    left = round(sum(weights) * units / MILLION) - sum(shares)
     claims = defaultdict(list)  # (remainder, weight): who has them
-    for k, size in enumerate(sizes):
-        claims[size * units % MILLION, size].append(k)
+    for k, weight in enumerate(weights):
+        claims[weight * units % MILLION, weight].append(k)
     for (remainder, _), equals in sorted(claims.items(), reverse=True):
         if left <= 0 or (len(equals) > left and 2 * remainder < MILLION):
             break
         for k in equals:
             shares[k] += 1
         left -= len(equals)
-    return [-share if w < 0 else share for share, w in zip(shares, weights, strict=True)]
+    return shares
 
 
 def _decimals(weights: Millionths) -> list[str]:
@@ -413,8 +416,8 @@ def _decimals(weights: Millionths) -> list[str]:
 
 
 def _grade(weight: int, phrase: str) -> str:
-    adverb = next(adverb for percent, adverb in _GRADES if 100 * abs(weight) >= percent * MILLION)
-    return f"{adverb} far from {phrase}" if weight < 0 else f"{adverb} {phrase}"
+    adverb = next(adverb for percent, adverb in _GRADES if 100 * weight >= percent * MILLION)
+    return f"{adverb} {phrase}"
 
 
 def _between(low: float, high: float) -> list[float]:

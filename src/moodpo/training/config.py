@@ -162,13 +162,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     bound_probability: float = _setting(
         "weights", 0.5, "How often a prompt has a bound of each of those objectives."
     )
-    signed_objectives: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Objectives whose weight may be negative: less of them may be asked for, too.",
-            "room": "weights",
-        },
-    )
 
     # Rewards
     reward_batch_size: int = _setting("rewards", 16, "Texts that a reward model scores at once.")
@@ -311,7 +304,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             template=self.instruction_template,
             prompt_template=prompt_template,
             lower_bounds=parse_bound_ranges(self.lower_bounds),
-            signed=tuple(self.signed_objectives),
             chat_template_kwargs=read_template_kwargs(self.chat_template_kwargs),
         )
 
@@ -339,16 +331,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(
                 "lower_bounds rank whole answers, and pairing=per_objective lets objectives vote. "
                 "Use pairing=scalarize."
-            )
-        if self.signed_objectives and self.scalarization == "chebyshev":
-            raise ConfigError(
-                "scalarization=chebyshev measures from the best of each objective, and of "
-                f"{', '.join(self.signed_objectives)} less may be asked for. Use linear."
-            )
-        if self.signed_objectives and self.weight_sampler == "front":
-            raise ConfigError(
-                "weight_sampler=front keeps its statistics on the simplex, where no weight is "
-                "negative. Use another one with signed_objectives."
             )
 
     def _check_pairs(self) -> None:

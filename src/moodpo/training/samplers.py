@@ -43,7 +43,6 @@ __all__ = [
     "FrontLattice",
     "FrontSampler",
     "SeededSampler",
-    "SignedSampler",
     "StratifiedSampler",
     "WeightSampler",
     "as_sampler",
@@ -62,7 +61,6 @@ MAX_FRONT_OBJECTIVES = 8  # the lattice of more would be the corners alone
 PRECISIONS = tuple(4.0**power for power in range(-2, 7))
 """λ to choose among: variance of the noise over that of a step between lattice points."""
 RELATIVE_NOISE_FLOOR = 1e-9  # of the squared rewards; below is what SUM_UNIT rounds away
-SIGN_STREAM = 0x5167_5167  # sets the seeds of signs apart from those of sizes
 SUM_UNIT = 2.0**-24  # statistics are multiples of it, so their sums do not depend on the order
 
 
@@ -192,40 +190,6 @@ class CornerSampler(DirichletSampler):
         if chance >= self.corner_probability:
             return weights
         return torch.eye(self.num_objectives)[int(place * self.num_objectives)]
-
-
-class SignedSampler(WeightSampler):
-    """Draws of another sampler, half of them with a minus where less may be asked for.
-
-    Each signed objective's weight is negative with probability 1/2, whatever the others do, so
-    `Σ_k |w_k| = 1`. (Ours; after the directions of Wang et al. 2024, arXiv 2402.18571.)
-
-    Args:
-        sampler: Draws the sizes.
-        signed: `[K]` bool, the objectives whose weight may be negative.
-    """
-
-    def __init__(self, sampler: WeightSampler, signed: Tensor) -> None:
-        self.sampler = sampler
-        self.signed = signed
-
-    def draw(self, seeds: Sequence[int], *, positions: Sequence[int], number: int = 0) -> Tensor:
-        """The other sampler's sizes, in signs of their own."""
-        sizes = self.sampler.draw(seeds, positions=positions, number=number)  # [B, K]
-        # Not the other sampler's stream: signs must not follow from sizes.
-        streams = [torch.Generator().manual_seed(seed ^ SIGN_STREAM) for seed in seeds]
-        flips = [torch.rand(len(self.signed), generator=stream) < 0.5 for stream in streams]
-        if not flips:
-            return sizes
-        return torch.where(torch.stack(flips) & self.signed, -sizes, sizes)
-
-    def opposite(self, weights: Tensor) -> Tensor:
-        """Signed weights change their sign; the others are reflected among themselves."""
-        return antithetic_weights(weights, self.signed)
-
-    def constant(self) -> WeightSampler:
-        """The same signs on sizes that do not change with training."""
-        return SignedSampler(self.sampler.constant(), self.signed)
 
 
 def check_uniform(concentration: float | Sequence[float]) -> None:
@@ -547,7 +511,6 @@ def make_sampler(
     corner_probability: float = 0.2,
     exploration: float = 0.3,
     seed: int = 0,
-    signed: Sequence[bool] = (),
 ) -> WeightSampler:
     """A weight sampler by name.
 
@@ -558,26 +521,11 @@ def make_sampler(
         corner_probability: Share of corners, for `corners`.
         exploration: Share of draws that ignore the front, for `front`.
         seed: Of what is drawn once per run, for `stratified`.
-        signed: Which of the K objectives take negative weights.
 
     Raises:
         ConfigError: If the name is unknown, or a setting out of range or not for this sampler.
         WeightsError: If the concentration is not positive or has another length than K.
     """
-    if any(signed):
-        if name == "front":
-            raise ConfigError(
-                "The front weight sampler keeps its statistics on the simplex, where no weight is "
-                "negative. Use another weight_sampler with signed objectives."
-            )
-        sizes = make_sampler(
-            name,
-            concentration=concentration,
-            num_objectives=num_objectives,
-            corner_probability=corner_probability,
-            seed=seed,
-        )
-        return SignedSampler(sizes, torch.tensor(list(signed)))
     if name == "dirichlet":
         return DirichletSampler(concentration, num_objectives)
     if name == "corners":

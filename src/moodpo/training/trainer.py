@@ -917,7 +917,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             corner_probability=args.corner_probability,
             exploration=args.exploration,
             seed=derive_seed(args.seed, "weights"),
-            signed=[name in conditioner.signed for name in conditioner.objectives],
         )
 
     def _calibrate_once(self) -> None:
