@@ -62,12 +62,7 @@ def simplex(k):
             "Objective weights: helpful [# # # # # # # - - -], harmless [# # # - - - - - - -].",
         ),
         ("verbal", "Be very helpful, slightly harmless."),
-        ("directive", "70%: Be helpful. 30%: Be harmless."),
         ("grouped", "70%: Be helpful. 30%: Be harmless."),
-        (
-            "verbal+decimal",
-            "Be very helpful, slightly harmless. Objective weights: helpful 0.70, harmless 0.30.",
-        ),
     ],
 )
 def test_formats_by_hand(weight_format, expected):
@@ -91,17 +86,17 @@ def test_verbal_grades_and_phrases():
     ]
 
 
-def test_directives_say_the_strongest_first_and_leave_out_what_hardly_weighs():
+def test_sentences_say_the_strongest_first_and_leave_out_what_hardly_weighs():
     conditioner = Conditioner(
         objectives=("plain", "rich"),
-        weight_format="directive",
+        weight_format="grouped",
         directives={"plain": "Write simply.", "rich": "Use a learned style."},
     )
     sentences = [conditioner.instruction([w, 1 - w]) for w in (1.0, 0.97, 0.5, 0.25)]
     assert sentences == [
         "100%: Write simply.",
         "97%: Write simply.",
-        "50%: Write simply. 50%: Use a learned style.",
+        "Balanced (50%, 50%): Write simply. Use a learned style.",
         "75%: Use a learned style. 25%: Write simply.",
     ]
 
@@ -121,13 +116,12 @@ def test_nearly_equal_weights_stand_in_one_group():
 
 
 @given(simplex(4))
-def test_groups_keep_the_order_and_the_numbers_of_directives(weights):
-    def content(weight_format):
-        conditioner = Conditioner(objectives=tuple("abcd"), weight_format=weight_format)
-        words = re.findall(r"\d+%|Be .", conditioner.instruction(weights))
-        return [w for w in words if "%" in w], [w for w in words if "%" not in w]
-
-    assert content("grouped") == content("directive")
+def test_groups_say_shares_and_sentences_in_one_order_the_largest_first(weights):
+    text = Conditioner(objectives=tuple("abcd"), weight_format="grouped").instruction(weights)
+    shares = [int(share) for share in re.findall(r"(\d+)%", text)]
+    named = ["abcd".index(name) for name in re.findall(r"Be (.)", text)]
+    assert shares == sorted(shares, reverse=True)
+    assert all(abs(s - 100 * weights[k]) < 1.01 for s, k in zip(shares, named, strict=True))
 
 
 def written(weights, weight_format="percent", names="abcdefgh"):
@@ -176,7 +170,7 @@ def test_the_order_of_objectives_decides_nothing_about_shares(weight_format, wei
     assert written([weights[k] for k in order], weight_format) == [shares[k] for k in order]
 
 
-@pytest.mark.parametrize("weight_format", ["verbal", "directive", "grouped"])
+@pytest.mark.parametrize("weight_format", ["verbal", "grouped"])
 @given(weights=VECTORS, random=st.randoms(use_true_random=False))
 def test_sentences_read_alike_in_any_order_of_objectives(weight_format, weights, random):
     order = random.sample(range(len(weights)), len(weights))
@@ -240,7 +234,7 @@ def test_the_embedded_defaults_instructions_are_what_they_were():
         ]
 
 
-@pytest.mark.parametrize("weight_format", ["verbal", "directive", "grouped"])
+@pytest.mark.parametrize("weight_format", ["verbal", "grouped"])
 @pytest.mark.parametrize("count", [2, 7, 20, 21, 25, 100, 250])
 def test_many_equal_objectives_are_all_asked_for(weight_format, count):
     names = tuple(f"n{k}" for k in range(count))
@@ -308,9 +302,9 @@ def test_an_objective_may_be_named_as_it_likes():
     conditioner = Conditioner(objectives=names, template="{a.b} {c d} {e-f[0]} {{x}} {weights}")
     text = conditioner.instruction([0.25, 0.25, 0.5])
     assert text.startswith("0.25 0.25 0.50 {x} 50%: Be e-f[0]. Balanced (25%, 25%): Be a.b.")
-    braces = Conditioner(objectives=("{", "x:y", "weights"), weight_format="verbal+decimal")
+    braces = Conditioner(objectives=("{", "x:y", "weights"), weight_format="decimal")
     assert braces.instruction([0.2, 0.8, 0]) == (
-        "Be very x:y, slightly {. Objective weights: { 0.20, x:y 0.80, weights 0.00."
+        "Objective weights: { 0.20, x:y 0.80, weights 0.00."
     )
     assert Conditioner(objectives=("x:y", "b"), template="{weights}").instruction([0, 1])
 
@@ -321,8 +315,17 @@ def test_an_objective_named_weights_and_a_template_are_refused():
 
 
 def test_unknown_formats_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="decimal, percent, unary, verbal, directive, grouped"):
-        Conditioner(objectives=NAMES, weight_format="verbal+roman")
+    with pytest.raises(ConfigError, match="decimal, percent, unary, verbal, grouped"):
+        Conditioner(objectives=NAMES, weight_format="roman")
+
+
+@pytest.mark.parametrize("weight_format", ["directive", "verbal+decimal", "directive+verbal"])
+def test_formats_that_are_no_more_say_what_to_use(weight_format):
+    with pytest.raises(ConfigError, match=r"no more: .*[uU]se 'grouped'"):
+        Conditioner(objectives=NAMES, weight_format=weight_format)
+    trained = {**Conditioner(objectives=NAMES).to_dict(), "weight_format": weight_format}
+    with pytest.raises(ConfigError, match=r"trained with weight_format .* or train one with"):
+        Conditioner.from_dict(trained)
 
 
 @pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)

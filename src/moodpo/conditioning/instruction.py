@@ -36,7 +36,7 @@ __all__ = [
 # The one format that we measured to steer a small model within minutes: docs/conditioning.md.
 DEFAULT_FORMAT = "grouped"
 # Percent: what has less, of what it and the strongest weigh together, is not asked for at all.
-DIRECTIVE_FLOOR, VERBAL_FLOOR = 5, 15
+SENTENCE_FLOOR, VERBAL_FLOOR = 5, 15
 GROUP_WIDTH = 20  # percentage points that weights of one group may lie apart
 
 PHRASES: Mapping[str, str] = {
@@ -71,7 +71,7 @@ DIRECTIVES: Mapping[str, str] = {
     "plainness": "Write simply, as for a small child, with short words.",
     "richness": "Use a learned, academic style.",
 }
-"""What asks for an objective by itself, for the `directive` format."""
+"""What asks for an objective by itself: a whole sentence."""
 
 _GRADES = (  # from so many percent on
     (85, "extremely"),
@@ -106,16 +106,11 @@ def _verbal(weights: Millionths, phrases: Sequence[str]) -> str:
     return ", ".join(_grade(weight, phrase) for weight, phrase in asked)
 
 
-def _directive(weights: Millionths, sentences: Sequence[str]) -> str:
-    asked = _asked_for(_apportion(weights, 100), sentences, floor=DIRECTIVE_FLOOR)
-    return " ".join(f"{_share(share)}: {text}" for share, text in asked)
-
-
 def _grouped(weights: Millionths, sentences: Sequence[str]) -> str:
     # Of two sentences a small model follows the first, whatever their percentages: without groups
     # an even balance reads like three quarters of whatever happens to come first.
     groups: list[list[tuple[int, str]]] = []
-    for share, text in _asked_for(_apportion(weights, 100), sentences, floor=DIRECTIVE_FLOOR):
+    for share, text in _asked_for(_apportion(weights, 100), sentences, floor=SENTENCE_FLOOR):
         if groups and groups[-1][0][0] - share <= GROUP_WIDTH:
             groups[-1].append((share, text))
         else:
@@ -152,10 +147,10 @@ _RENDERERS: dict[str, tuple[str, Callable[[Millionths, Sequence[str]], str]]] = 
     "percent": ("Objective weights: {weights}.", _percent),
     "unary": ("Objective weights: {weights}.", _unary),
     "verbal": ("Be {weights}.", _verbal),
-    "directive": ("{weights}", _directive),
     "grouped": ("{weights}", _grouped),
 }
 WEIGHT_FORMATS: tuple[str, ...] = tuple(_RENDERERS)
+_SENTENCES = ("verbal", "grouped")  # formats that speak of objectives in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,15 +160,14 @@ class Conditioner:
     Attributes:
         objectives: Names in the order of every weight vector.
         weight_format: `decimal` (0.70), `percent` (70%), `unary` (a bar of ten per objective),
-            `verbal` (words graded by weight), `directive` (a sentence per objective behind its
-            percentage), `grouped` (the same, objectives of nearly equal weight together), or
-            several joined by `+`, as in `verbal+decimal`.
+            `verbal` (words graded by weight), or `grouped` (a sentence per objective behind its
+            percentage, objectives of nearly equal weight together).
         template: The user's own instruction in place of the default. `{weights}` stands for the
             weights in `weight_format`, `{NAME}` for one objective's two-decimal weight.
         phrases: What `verbal` says for an objective, such as `positivity: cheerful and
             positive`; the objective's name where absent.
-        directives: What `directive` and `grouped` say for an objective: a full sentence that
-            asks for it; `Be PHRASE.` where absent.
+        directives: What `grouped` says for an objective: a full sentence that asks for it;
+            `Be PHRASE.` where absent.
         prompt_template: Frames the user's text for the policy, `{prompt}` standing for it, as in
             `Summarize this post: {prompt}`. Rewards still see the raw prompt.
         lower_bounds: Objectives that a lower bound may be asked of, with the lowest and the
@@ -200,12 +194,7 @@ class Conditioner:
                 f"lower_bounds names {unknown[0]!r}, but the objectives are "
                 f"{', '.join(self.objectives)}. Name one of them."
             )
-        for part in self.weight_format.split("+"):
-            if part not in _RENDERERS:
-                raise ConfigError(
-                    f"Unknown weight_format {part!r}. Choose from {', '.join(WEIGHT_FORMATS)}, or "
-                    "join several with '+', as in 'verbal+decimal'."
-                )
+        _check_format(self.weight_format)
         if self.template is not None:
             _check_template(self.template, self.objectives)
         if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
@@ -252,15 +241,12 @@ class Conditioner:
         if len(weights) != len(self.objectives):
             raise WeightsError(wrong_count(len(weights), self.objectives))
         exact = _millionths(weights)
-        parts = self.weight_format.split("+")
-        rendered = [self._render(part, exact) for part in parts]
+        rendered = self._render(exact)
         if self.template is not None:
             named = dict(zip(self.objectives, _decimals(exact), strict=True))
-            return _fill(self.template, {**named, "weights": "; ".join(rendered)})
-        frames = [_RENDERERS[part][0] for part in parts]
-        return " ".join(
-            frame.format(weights=text) for frame, text in zip(frames, rendered, strict=True)
-        )
+            return _fill(self.template, {**named, "weights": rendered})
+        frame, _ = _RENDERERS[self.weight_format]
+        return frame.format(weights=rendered)
 
     def messages(
         self,
@@ -358,6 +344,12 @@ class Conditioner:
             ConfigError: If it says what this version no longer has.
         """
         values = dict(values)
+        if (written := values.get("weight_format", DEFAULT_FORMAT)) not in WEIGHT_FORMATS:
+            raise ConfigError(
+                f"This policy was trained with weight_format {written!r}, which this version does "
+                f"not write. Ask it with the moodpo release that trained it, or train one with "
+                f"{DEFAULT_FORMAT!r}."
+            )
         if signed := values.pop("signed", ()):
             raise ConfigError(
                 f"This policy was trained with negative weights of {', '.join(signed)}. "
@@ -368,15 +360,16 @@ class Conditioner:
         ranges = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
         return cls(**{**values, "lower_bounds": ranges})
 
-    def _render(self, part: str, weights: Millionths) -> str:
-        if part not in ("verbal", "directive", "grouped"):
-            return _RENDERERS[part][1](weights, self.objectives)
+    def _render(self, weights: Millionths) -> str:
+        _, render = _RENDERERS[self.weight_format]
+        if self.weight_format not in _SENTENCES:
+            return render(weights, self.objectives)
         # By name, so that equals stand in one order however the objectives do.
         names, values = zip(*sorted(zip(self.objectives, weights, strict=True)), strict=True)
         texts = [self.phrases.get(name, name) for name in names]
-        if part != "verbal":
+        if self.weight_format == "grouped":
             texts = [self.directives.get(n, f"Be {t}.") for n, t in zip(names, texts, strict=True)]
-        return _RENDERERS[part][1](values, texts)
+        return render(values, texts)
 
 
 def _millionths(weights: Sequence[float]) -> list[int]:
@@ -437,6 +430,24 @@ def _refusal(messages: Sequence[Mapping[str, str]], error: Exception) -> DataErr
     return DataError(
         f"the policy's chat template refuses the conversation: {said}. Change its turns ({roles}), "
         "or the template."
+    )
+
+
+def _check_format(weight_format: str) -> None:
+    if weight_format in _RENDERERS:
+        return
+    if weight_format == "directive":
+        raise ConfigError(
+            "weight_format 'directive' is no more: use 'grouped', the same sentences with those of "
+            "nearly equal weight under one heading, which steered more."
+        )
+    if "+" in weight_format:
+        raise ConfigError(
+            f"weight_format {weight_format!r} joins several, which is no more: it steered less "
+            "than sentences alone. Use 'grouped'."
+        )
+    raise ConfigError(
+        f"Unknown weight_format {weight_format!r}. Choose from {', '.join(WEIGHT_FORMATS)}."
     )
 
 

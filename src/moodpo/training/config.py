@@ -128,8 +128,7 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     weight_format: str = _setting(
         "weights",
         DEFAULT_FORMAT,
-        f"How weights are written into the system instruction: {', '.join(WEIGHT_FORMATS)}, or "
-        "several joined by '+'.",
+        f"How weights are written into the system instruction: {', '.join(WEIGHT_FORMATS)}.",
     )
     instruction_template: str | None = _setting(
         "weights",
