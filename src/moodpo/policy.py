@@ -36,6 +36,7 @@ from moodpo.models.find import BASE_REMEDY, PolicyFiles, find_policy, locate_bas
 from moodpo.models.load import load_adapter, load_model
 from moodpo.models.logps import collate_sequences, completion_logps, head_is_linear
 from moodpo.records import Answer, Prompt, TokenIds, prompt_text
+from moodpo.rewards.words import words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -437,7 +438,7 @@ def _conditioner(files: PolicyFiles, objectives: Sequence[str] | None) -> Condit
                 f"{files.name} has no {MANIFEST_NAME}, so its objectives are unknown. Name them: "
                 "objectives=[...], or --reward_models on the command line."
             )
-        return Conditioner.of(objectives)
+        return Conditioner(objectives=tuple(objectives), **words_of(objectives))
     if objectives is not None and tuple(objectives) != tuple(files.manifest.objectives):
         raise ConfigError(
             f"{files.name} was trained for the objectives {', '.join(files.manifest.objectives)}, "

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from moodpo.conditioning.instruction import WEIGHT_FORMATS, Conditioner
 from moodpo.conditioning.weights import round_bound
 from moodpo.errors import ConfigError, WeightsError
+from moodpo.rewards.words import words_of
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -221,9 +222,10 @@ def test_ties_and_equals_by_hand(weight_format, weights, shares):
 
 
 def test_the_embedded_defaults_instructions_are_what_they_were():
-    conditioner = Conditioner.of(("plainness", "richness"))
     plain = "Write simply, as for a small child, with short words."
     rich = "Use a learned, academic style."
+    names = ("plainness", "richness")
+    conditioner = Conditioner(objectives=names, **words_of(names))
     for write in (list, float32):
         assert [conditioner.instruction(write([w, 1 - w])) for w in (0, 0.25, 0.5, 0.75, 1)] == [
             f"100%: {rich}",

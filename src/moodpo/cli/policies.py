@@ -169,6 +169,7 @@ def load_policy(args: argparse.Namespace, objectives: Sequence[str] | None) -> S
     check_request(args)
 
     from moodpo.policy import SteerablePolicy
+    from moodpo.rewards.words import words_of
 
     quiet_loading()
     known = quick_manifest(args.policy, args.base_model) is not None
@@ -178,11 +179,13 @@ def load_policy(args: argparse.Namespace, objectives: Sequence[str] | None) -> S
             f"{args.policy} is asked as it was trained, with the chat_template_kwargs in its "
             "moodpo.json. Leave --chat_template_kwargs out."
         )
-    conditioner = (
-        Conditioner.of(objectives, chat_template_kwargs=template_kwargs)
-        if template_kwargs and objectives
-        else None
-    )
+    conditioner = None
+    if template_kwargs and objectives:
+        conditioner = Conditioner(
+            objectives=tuple(objectives),
+            **words_of(objectives),
+            chat_template_kwargs=template_kwargs,
+        )
     return SteerablePolicy.from_pretrained(
         args.policy,
         objectives=None if known else objectives,

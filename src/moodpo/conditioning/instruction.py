@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_FORMAT",
-    "DIRECTIVES",
-    "PHRASES",
     "WEIGHT_FORMATS",
     "Conditioner",
 ]
@@ -38,40 +36,6 @@ DEFAULT_FORMAT = "grouped"
 # Percent: what has less, of what it and the strongest weigh together, is not asked for at all.
 SENTENCE_FLOOR, VERBAL_FLOOR = 5, 15
 GROUP_WIDTH = 20  # percentage points that weights of one group may lie apart
-
-PHRASES: Mapping[str, str] = {
-    "helpful": "helpful",
-    "harmless": "harmless",
-    "humor": "funny",
-    "deberta": "high-quality",
-    "summary": "complete",
-    "faithful": "faithful to the text",
-    "positivity": "cheerful and positive",
-    "objectivity": "neutral and factual",
-    "neutrality": "neutral in tone",
-    "brevity": "brief",
-    "detail": "detailed",
-    "plainness": "plain and simple",
-    "richness": "learned in your words",
-}
-"""How an objective reads in a sentence such as "Be very …"; its own name where absent."""
-
-DIRECTIVES: Mapping[str, str] = {
-    "helpful": "Help as much as you can.",
-    "harmless": "Avoid anything that could do harm.",
-    "humor": "Be funny.",
-    "deberta": "Give the best answer you can.",
-    "summary": "Cover everything that matters.",
-    "faithful": "Say only what the text says.",
-    "positivity": "Answer with great joy, love and enthusiasm!",
-    "objectivity": "Give only plain facts.",
-    "neutrality": "Answer in a neutral, dry tone.",
-    "brevity": "Answer in one short sentence.",
-    "detail": "Explain in depth, with many details and examples.",
-    "plainness": "Write simply, as for a small child, with short words.",
-    "richness": "Use a learned, academic style.",
-}
-"""What asks for an objective by itself: a whole sentence."""
 
 _GRADES = (  # from so many percent on
     (85, "extremely"),
@@ -202,21 +166,6 @@ class Conditioner:
                 f"The prompt template {self.prompt_template!r} has no {{prompt}}. Say where the "
                 "user's text goes."
             )
-
-    @classmethod
-    def of(cls, objectives: Sequence[str], **settings: Any) -> Conditioner:
-        """A conditioner that says known objectives in our words (`PHRASES`, `DIRECTIVES`).
-
-        Args:
-            objectives: K names, in order.
-            **settings: Further attributes.
-        """
-        return cls(
-            objectives=tuple(objectives),
-            phrases={name: PHRASES[name] for name in objectives if name in PHRASES},
-            directives={name: DIRECTIVES[name] for name in objectives if name in DIRECTIVES},
-            **settings,
-        )
 
     def instruction(self, weights: Sequence[float], bounds: Sequence[float] | None = None) -> str:
         """The system instruction for one weight vector.

@@ -20,6 +20,7 @@ from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
 from moodpo.limits import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH, RANGES, check_ranges
 from moodpo.models.chat_templates import read_template_kwargs
+from moodpo.rewards.words import words_of
 from moodpo.training.inherited import check_inherited, check_launch
 from moodpo.training.samplers import WEIGHT_SAMPLERS, check_uniform
 
@@ -297,8 +298,9 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         Raises:
             ConfigError: If a setting names another objective.
         """
-        return Conditioner.of(
-            objectives,
+        return Conditioner(
+            objectives=tuple(objectives),
+            **words_of(objectives),
             weight_format=self.weight_format,
             template=self.instruction_template,
             prompt_template=prompt_template,
