@@ -51,7 +51,6 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from moodpo.baselines import train_soup
-from moodpo.conditioning.instruction import Conditioner
 from moodpo.evaluation.front import hypervolume
 from moodpo.evaluation.report.plots import plot_front
 from moodpo.evaluation.report.series import Series
@@ -320,7 +319,7 @@ def train_all(args: argparse.Namespace) -> None:
                         args=argparse.Namespace(
                             **{**vars(args), "seed": seed, "weight_format": weight_format}
                         ),
-                        conditioner=Conditioner.of(bench.panel.names, weight_format=weight_format),
+                        conditioner=replace(bench.conditioner, weight_format=weight_format),
                     )
                     points = run_soups(own, base) if arm == SOUPS else run(own, base, arm)
                     record = {"arm": arm, "format": weight_format, "seed": seed, "points": points}

@@ -58,6 +58,7 @@ from moodpo.policy import SteerablePolicy
 from moodpo.recipes import EMBEDDED
 from moodpo.rewards import RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
+from moodpo.rewards.words import words_of
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.rollout import NUM_COMPLETIONS
 from moodpo.training.trainer import MOODPOTrainer
@@ -396,7 +397,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
     path = str(embedded_policy_path()) if args.model == EMBEDDED_NAME else args.model
     rewards = load_rewards(args.reward_models)
     names = [reward.name for reward in rewards]
-    conditioner = Conditioner.of(names, weight_format=args.weight_format)
+    conditioner = Conditioner(objectives=names, **words_of(names), weight_format=args.weight_format)
     bench = Bench(
         args=args,
         path=path,

@@ -197,7 +197,7 @@ def lora() -> LoraConfig:
 
 
 def conditioner() -> Conditioner:
-    return Conditioner.of(OBJECTIVES, weight_format="decimal")
+    return Conditioner(objectives=OBJECTIVES, weight_format="decimal")
 
 
 def raw_prompts(job: dict[str, Any], tokenizer: Any) -> list[str]:

@@ -111,7 +111,7 @@ class StepTimer(TrainerCallback):
 def make_step(job: dict[str, Any], folder: str) -> Callable[[], float]:
     """Takes one optimizer step and returns its seconds."""
     tokenizer, names = load_tokenizer(), [f"o{k}" for k in range(job["objectives"])]
-    conditioner = Conditioner.of(names, weight_format="decimal")
+    conditioner = Conditioner(objectives=names, weight_format="decimal")
     model = load_model(job["model"], getattr(torch, job["precision"]), vocabulary=job["vocabulary"])
     trainer = MOODPOTrainer(
         model,

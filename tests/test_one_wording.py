@@ -143,7 +143,7 @@ WAYS = (
 @pytest.mark.parametrize("names", GRIDS, ids="".join)
 def test_the_same_weights_are_the_same_tokens(policy, names, way, tmp_path):
     grid = GRIDS[names]
-    for weight_format in (*WEIGHT_FORMATS, "verbal+decimal", *TEMPLATES):
+    for weight_format in (*WEIGHT_FORMATS, *TEMPLATES):
         template = TEMPLATES.get(weight_format)
         if template is not None and len(names) > 2:
             template = f"{template} {{c}}"

@@ -496,7 +496,7 @@ def get_peft_model_from(adapter):
     return PeftModel.from_pretrained(tiny_model(), adapter)
 
 
-BOUNDED = replace(CONDITIONER, lower_bounds={"detail": (0.1, 0.5)}, signed=("brevity",))
+BOUNDED = replace(CONDITIONER, lower_bounds={"detail": (0.1, 0.5)})
 
 
 @pytest.fixture
@@ -529,16 +529,6 @@ def test_bounds_that_training_had_not_are_refused(policy, bounded):
         policy.generate("Hello", HALF, lower_bounds={"detail": 0.3})
     with pytest.raises(WeightsError, match="only on detail"):
         bounded.bounded_by({"brevity": 0.3})
-
-
-def test_signed_objectives_take_negative_weights(policy, bounded):
-    assert bounded.signed == ("brevity",)
-    assert bounded.signed_mask == [True, False]
-    rows = [{"brevity": -0.5, "detail": 0.5}, HALF]
-    away, towards = (bounded.generate("Hello", row) for row in rows)
-    assert away != towards
-    with pytest.raises(WeightsError, match="at least 0"):
-        policy.generate("Hello", rows[0])
 
 
 def test_bounds_stay_with_their_objectives_when_the_order_changes(bounded):

@@ -36,6 +36,7 @@ from moodpo.models.find import BASE_REMEDY, PolicyFiles, find_policy, locate_bas
 from moodpo.models.load import load_adapter, load_model
 from moodpo.models.logps import collate_sequences, completion_logps, head_is_linear
 from moodpo.records import Answer, Prompt, TokenIds, prompt_text
+from moodpo.rewards.words import words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,16 +148,6 @@ class SteerablePolicy:
         return self.conditioner.objectives
 
     @property
-    def signed(self) -> tuple[str, ...]:
-        """Objectives whose weight may be negative."""
-        return self.conditioner.signed
-
-    @property
-    def signed_mask(self) -> list[bool]:
-        """Which of the K objectives those are."""
-        return [name in self.signed for name in self.objectives]
-
-    @property
     def lower_bounds(self) -> dict[str, float]:
         """What every answer is asked to reach, by name, in raw reward."""
         named = zip(self.objectives, self._bounds, strict=True)
@@ -195,8 +186,7 @@ class SteerablePolicy:
             prompts: One text, one conversation that ends with a user turn, one message of the
                 user, or N texts and conversations.
             objective_weights: By name (missing names weigh 0), K values, or `[N, K]`: one row per
-                prompt. A Series or table is read by its labels. Normalized to sum to 1, in size
-                where weights are signed.
+                prompt. A Series or table is read by its labels. Normalized to sum to 1.
             lower_bounds: What objectives must reach, by name, in raw reward; as the policy was
                 made when None. Only of objectives that it was trained with bounds on.
             max_new_tokens: Longest answer in tokens; as in training when None.
@@ -214,7 +204,7 @@ class SteerablePolicy:
         """
         policy = self if lower_bounds is None else self.bounded_by(lower_bounds)
         asked = as_prompts(prompts)
-        rows = weight_rows(objective_weights, self.objectives, count=len(asked), signed=self.signed)
+        rows = weight_rows(objective_weights, self.objectives, count=len(asked))
         changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         answers = policy.sample(
             asked,
@@ -448,7 +438,7 @@ def _conditioner(files: PolicyFiles, objectives: Sequence[str] | None) -> Condit
                 f"{files.name} has no {MANIFEST_NAME}, so its objectives are unknown. Name them: "
                 "objectives=[...], or --reward_models on the command line."
             )
-        return Conditioner.of(objectives)
+        return Conditioner(objectives=tuple(objectives), **words_of(objectives))
     if objectives is not None and tuple(objectives) != tuple(files.manifest.objectives):
         raise ConfigError(
             f"{files.name} was trained for the objectives {', '.join(files.manifest.objectives)}, "

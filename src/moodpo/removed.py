@@ -23,6 +23,8 @@ REMOVED: Mapping[str, str] = {
     "async_rollouts": "On one machine there is nothing to gain; it comes back with a generation "
     "server. Leave it out.",
     "async_rollout_device": "It went with async_rollouts. Leave it out.",
+    "signed_objectives": "No language model was ever trained with negative weights. To ask for "
+    "less of an objective, add one that pulls the other way, as brevity does of detail.",
     "weight_sampler": "Weights are drawn from a Dirichlet: corners, stratified and front steered "
     "no further. Set concentration; in Python pass MOODPOTrainer(weight_sampler=your_function).",
     "corner_probability": "It went with weight_sampler=corners. A concentration below 1 favors "

@@ -119,6 +119,28 @@ def test_base_rollouts_are_of_the_base_model_and_repeat_the_prompts(tmp_path):
     assert said(replace(setup, model=model)) == before  # the adapter is off
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"weight_format": "verbal"},
+        {"weight_format": "decimal", "instruction_template": "Weigh so: {weights}"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+    ],
+)
+def test_a_baseline_reads_the_instruction_of_the_method(tmp_path, settings):
+    chosen = options(tmp_path, args=config(tmp_path, reward_normalization="none", **settings))
+    chosen["reward_funcs"] = ["plainness", "richness", capitals]  # two with words of ours
+    baseline = Setup.of(load_base(tmp_path / "base"), **chosen).conditioner
+    del chosen["peft_config"]
+    method = MOODPOTrainer(load_base(tmp_path / "base"), **chosen).collector.conditioner
+    assert baseline == method
+    weights = (0.5, 0.3, 0.2)
+    assert baseline.messages("Hi", weights) == method.messages("Hi", weights)
+    if not settings:
+        assert "Write simply, as for a small child" in baseline.instruction(weights)
+
+
 @pytest.mark.parametrize("instructed", [False, True])
 def test_members_are_trained_apart_from_one_another(tmp_path, instructed):
     """Each member is what the trainer alone would have made of its weights."""

@@ -269,7 +269,7 @@ def test_prompts_are_as_long_for_any_number_of_objectives():
     tokenizer = machine.load_tokenizer()
     for count in (2, 8):
         job = {"objectives": count, "prompts": 2, "prompt_tokens": 96}
-        conditioner = scaling.Conditioner.of([f"o{k}" for k in range(count)])
+        conditioner = scaling.Conditioner(objectives=[f"o{k}" for k in range(count)])
         prompts = scaling.make_prompts(job, conditioner, tokenizer)
         weights = [1 / count] * count
         assert [len(conditioner.encode(tokenizer, p, weights)) for p in prompts] == [96, 96]

@@ -73,8 +73,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, train_flags: tuple[str, ..
 
 @pytest.fixture(scope="session")
 def bounded(tmp_path_factory: pytest.TempPathFactory, train_flags: tuple[str, ...]) -> Path:
-    """A run with lower bounds of one objective and negative weights of the other."""
+    """A run with lower bounds of one objective."""
     folder = tmp_path_factory.mktemp("runs") / "bounded"
-    flags = ["--lower_bounds", "detail=0.1:0.5", "--signed_objectives", "brevity"]
+    flags = ["--lower_bounds", "detail=0.1:0.5"]
     assert main(["train", *train_flags, *flags, "--output_dir", str(folder)]) == 0
     return folder

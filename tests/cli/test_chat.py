@@ -13,7 +13,6 @@ class Echo:
     """Answers with what it was asked."""
 
     objectives = ("brevity", "detail")
-    signed = ()
     lower_bounds: dict = {}  # noqa: RUF012
 
     def __init__(self):
@@ -118,12 +117,12 @@ def test_a_plain_model_needs_objectives(run, policy, monkeypatch):
 def test_bounds_change_and_are_shown(run, bounded, monkeypatch):
     lines = "/bounds detail=0.3\nHello\n/bounds brevity=1\n/bounds\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-    outcome = run("chat", bounded, "--weights", "brevity=-0.5,detail=0.5", "--max_new_tokens", 4)
+    outcome = run("chat", bounded, "--weights", "brevity=0.5,detail=0.5", "--max_new_tokens", 4)
     assert outcome.code == 0
     shown = [line for line in outcome.err.splitlines() if line.startswith("weights:")]
     assert shown == [
-        "weights: brevity=-0.5, detail=0.5",
-        "weights: brevity=-0.5, detail=0.5; detail at least 0.3",
-        "weights: brevity=-0.5, detail=0.5",
+        "weights: brevity=0.5, detail=0.5",
+        "weights: brevity=0.5, detail=0.5; detail at least 0.3",
+        "weights: brevity=0.5, detail=0.5",
     ]
     assert "only on detail" in outcome.err

@@ -181,12 +181,12 @@ def test_a_saved_baseline_is_a_policy_like_any_other(run, trained, policy, flags
     assert outcome.code == 0, outcome.err
 
 
-def test_a_sweep_under_a_bound_goes_through_all_signs(run, bounded, flags, tmp_path):
+def test_a_sweep_says_how_often_a_bound_was_kept(run, bounded, flags, tmp_path):
     more = ["--num_prompts", 2, "--output_dir", tmp_path, "--lower_bounds", "detail=0.3"]
     outcome = run("evaluate", bounded, *flags, *more)
     assert outcome.code == 0, outcome.err
     found = results(tmp_path)
-    assert found["weights"] == [[0, 1], [0.5, 0.5], [-0.5, 0.5], [1, 0], [-1, 0]]
+    assert found["weights"] == [[0, 1], [0.5, 0.5], [1, 0]]
     assert found["policy"]["lower_bounds"] == {"detail": 0.3}
     assert "detail at least 0.3: " in outcome.err
     assert "of base model's" in outcome.err

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from moodpo.conditioning.instruction import WEIGHT_FORMATS, Conditioner
 from moodpo.conditioning.weights import round_bound
 from moodpo.errors import ConfigError, WeightsError
+from moodpo.rewards.words import words_of
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -62,12 +63,7 @@ def simplex(k):
             "Objective weights: helpful [# # # # # # # - - -], harmless [# # # - - - - - - -].",
         ),
         ("verbal", "Be very helpful, slightly harmless."),
-        ("directive", "70%: Be helpful. 30%: Be harmless."),
         ("grouped", "70%: Be helpful. 30%: Be harmless."),
-        (
-            "verbal+decimal",
-            "Be very helpful, slightly harmless. Objective weights: helpful 0.70, harmless 0.30.",
-        ),
     ],
 )
 def test_formats_by_hand(weight_format, expected):
@@ -91,53 +87,50 @@ def test_verbal_grades_and_phrases():
     ]
 
 
-def test_directives_say_the_strongest_first_and_leave_out_what_hardly_weighs():
+def test_sentences_say_the_strongest_first_and_leave_out_what_hardly_weighs():
     conditioner = Conditioner(
         objectives=("plain", "rich"),
-        weight_format="directive",
+        weight_format="grouped",
         directives={"plain": "Write simply.", "rich": "Use a learned style."},
     )
     sentences = [conditioner.instruction([w, 1 - w]) for w in (1.0, 0.97, 0.5, 0.25)]
     assert sentences == [
         "100%: Write simply.",
         "97%: Write simply.",
-        "50%: Write simply. 50%: Use a learned style.",
+        "Balanced (50%, 50%): Write simply. Use a learned style.",
         "75%: Use a learned style. 25%: Write simply.",
     ]
 
 
 def test_nearly_equal_weights_stand_in_one_group():
-    conditioner = Conditioner(objectives=("a", "b", "c"), weight_format="grouped", signed=("c",))
+    conditioner = Conditioner(objectives=("a", "b", "c"), weight_format="grouped")
     vectors = {
         (0.6, 0.4, 0.0): "Balanced (60%, 40%): Be a. Be b.",
         (0.61, 0.39, 0.0): "61%: Be a. 39%: Be b.",
         (0.5, 0.25, 0.25): "50%: Be a. Balanced (25%, 25%): Be b. Be c.",
         # A group is as wide as its strongest member allows, however close its neighbors are.
         (0.15, 0.5, 0.35): "Balanced (50%, 35%): Be b. Be c. 15%: Be a.",
-        (0.4, 0.3, -0.3): "Balanced (40%, 30%, 30% against): Be a. Be b. Be c.",
+        (0.4, 0.3, 0.3): "Balanced (40%, 30%, 30%): Be a. Be b. Be c.",
         (0.0, 0.02, 0.98): "98%: Be c.",
     }
     assert {weights: conditioner.instruction(weights) for weights in vectors} == vectors
 
 
 @given(simplex(4))
-def test_groups_keep_the_order_and_the_numbers_of_directives(weights):
-    def content(weight_format):
-        conditioner = Conditioner(objectives=tuple("abcd"), weight_format=weight_format)
-        words = re.findall(r"\d+%|Be .", conditioner.instruction(weights))
-        return [w for w in words if "%" in w], [w for w in words if "%" not in w]
-
-    assert content("grouped") == content("directive")
+def test_groups_say_shares_and_sentences_in_one_order_the_largest_first(weights):
+    text = Conditioner(objectives=tuple("abcd"), weight_format="grouped").instruction(weights)
+    shares = [int(share) for share in re.findall(r"(\d+)%", text)]
+    named = ["abcd".index(name) for name in re.findall(r"Be (.)", text)]
+    assert shares == sorted(shares, reverse=True)
+    assert all(abs(s - 100 * weights[k]) < 1.01 for s, k in zip(shares, named, strict=True))
 
 
 def written(weights, weight_format="percent", names="abcdefgh"):
     """The numbers in an instruction, in the order of the weights, as whole shares."""
-    conditioner = Conditioner(
-        objectives=tuple(names[: len(weights)]), weight_format=weight_format, signed=tuple("ab")
-    )
+    conditioner = Conditioner(objectives=tuple(names[: len(weights)]), weight_format=weight_format)
     parts = conditioner.instruction(weights).split(":")[1].rstrip(".").split(",")
     if weight_format == "unary":
-        return [part.count("#") * (-1 if "minus" in part else 1) for part in parts]
+        return [part.count("#") for part in parts]
     numbers = [float(part.split()[-1].rstrip("%")) for part in parts]
     return [round(n * (100 if weight_format == "decimal" else 1)) for n in numbers]
 
@@ -178,7 +171,7 @@ def test_the_order_of_objectives_decides_nothing_about_shares(weight_format, wei
     assert written([weights[k] for k in order], weight_format) == [shares[k] for k in order]
 
 
-@pytest.mark.parametrize("weight_format", ["verbal", "directive", "grouped"])
+@pytest.mark.parametrize("weight_format", ["verbal", "grouped"])
 @given(weights=VECTORS, random=st.randoms(use_true_random=False))
 def test_sentences_read_alike_in_any_order_of_objectives(weight_format, weights, random):
     order = random.sample(range(len(weights)), len(weights))
@@ -213,12 +206,10 @@ def test_two_decimals_are_written_as_they_are(first, second):
         ("percent", [0.145, 0.855], [14, 86]),
         ("percent", [0.005, 0.995], [0, 100]),
         ("percent", [0.005, 0.105, 0.89], [0, 11, 89]),
-        ("percent", [-0.125, 0.875], [-12, 88]),
         ("percent", [1 / 7, 6 / 7], [14, 86]),
         ("percent", [1 / 3, 1 / 3, 1 / 3], [33, 33, 33]),  # equals are equal, whatever the sum
         ("percent", [1 / 6] * 6, [17] * 6),
         ("percent", [0.495, 0.495, 0.01], [50, 50, 1]),
-        ("percent", [0.5, -0.5], [50, -50]),
         ("unary", [0.9, 0.05, 0.05], [9, 1, 1]),
         ("unary", [0.15, 0.85], [1, 9]),
         ("unary", [0.55, 0.45], [6, 4]),
@@ -231,9 +222,10 @@ def test_ties_and_equals_by_hand(weight_format, weights, shares):
 
 
 def test_the_embedded_defaults_instructions_are_what_they_were():
-    conditioner = Conditioner.of(("plainness", "richness"))
     plain = "Write simply, as for a small child, with short words."
     rich = "Use a learned, academic style."
+    names = ("plainness", "richness")
+    conditioner = Conditioner(objectives=names, **words_of(names))
     for write in (list, float32):
         assert [conditioner.instruction(write([w, 1 - w])) for w in (0, 0.25, 0.5, 0.75, 1)] == [
             f"100%: {rich}",
@@ -244,7 +236,7 @@ def test_the_embedded_defaults_instructions_are_what_they_were():
         ]
 
 
-@pytest.mark.parametrize("weight_format", ["verbal", "directive", "grouped"])
+@pytest.mark.parametrize("weight_format", ["verbal", "grouped"])
 @pytest.mark.parametrize("count", [2, 7, 20, 21, 25, 100, 250])
 def test_many_equal_objectives_are_all_asked_for(weight_format, count):
     names = tuple(f"n{k}" for k in range(count))
@@ -262,13 +254,10 @@ def test_many_equal_objectives_are_all_asked_for(weight_format, count):
         ((0.85, 0.15), "Be extremely helpful, slightly harmless."),
         ((0.0, 1.0), "Be extremely harmless."),
         ((0.4, 0.6), "Be very harmless, fairly helpful."),
-        ((0.95, -0.05), "Be extremely helpful."),
-        ((0.8, -0.2), "Be very helpful, slightly far from harmless."),
-        ((0.0, -1.0), "Be extremely far from harmless."),
     ],
 )
 def test_a_weight_of_nothing_asks_for_nothing(weights, text):
-    conditioner = Conditioner(objectives=NAMES, weight_format="verbal", signed=("harmless",))
+    conditioner = Conditioner(objectives=NAMES, weight_format="verbal")
     assert conditioner.instruction(weights) == text
     assert conditioner.instruction(float32(weights)) == text
 
@@ -282,7 +271,7 @@ def test_no_instruction_is_empty(weight_format, weights):
     assert not re.search("[^ -]not ", text)
 
 
-@pytest.mark.parametrize("weight", [math.nan, math.inf])
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -0.5])
 def test_weights_that_are_no_numbers_are_refused(weight):
     with pytest.raises(WeightsError, match="finite"):
         Conditioner(objectives=NAMES).instruction([weight, 0.5])
@@ -315,9 +304,9 @@ def test_an_objective_may_be_named_as_it_likes():
     conditioner = Conditioner(objectives=names, template="{a.b} {c d} {e-f[0]} {{x}} {weights}")
     text = conditioner.instruction([0.25, 0.25, 0.5])
     assert text.startswith("0.25 0.25 0.50 {x} 50%: Be e-f[0]. Balanced (25%, 25%): Be a.b.")
-    braces = Conditioner(objectives=("{", "x:y", "weights"), weight_format="verbal+decimal")
+    braces = Conditioner(objectives=("{", "x:y", "weights"), weight_format="decimal")
     assert braces.instruction([0.2, 0.8, 0]) == (
-        "Be very x:y, slightly {. Objective weights: { 0.20, x:y 0.80, weights 0.00."
+        "Objective weights: { 0.20, x:y 0.80, weights 0.00."
     )
     assert Conditioner(objectives=("x:y", "b"), template="{weights}").instruction([0, 1])
 
@@ -328,8 +317,17 @@ def test_an_objective_named_weights_and_a_template_are_refused():
 
 
 def test_unknown_formats_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="decimal, percent, unary, verbal, directive, grouped"):
-        Conditioner(objectives=NAMES, weight_format="verbal+roman")
+    with pytest.raises(ConfigError, match="decimal, percent, unary, verbal, grouped"):
+        Conditioner(objectives=NAMES, weight_format="roman")
+
+
+@pytest.mark.parametrize("weight_format", ["directive", "verbal+decimal", "directive+verbal"])
+def test_formats_that_are_no_more_say_what_to_use(weight_format):
+    with pytest.raises(ConfigError, match=r"no more: .*[uU]se 'grouped'"):
+        Conditioner(objectives=NAMES, weight_format=weight_format)
+    trained = {**Conditioner(objectives=NAMES).to_dict(), "weight_format": weight_format}
+    with pytest.raises(ConfigError, match=r"trained with weight_format .* or train one with"):
+        Conditioner.from_dict(trained)
 
 
 @pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
@@ -414,25 +412,6 @@ def test_models_without_a_chat_template_get_the_plain_format():
     assert text == "Human: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"
 
 
-@pytest.mark.parametrize(
-    ("weight_format", "expected"),
-    [
-        ("decimal", "Objective weights: helpful 0.30, harmless -0.70."),
-        ("percent", "Objective weights: helpful 30%, harmless -70%."),
-        (
-            "unary",
-            "Objective weights: helpful [# # # - - - - - - -], "
-            "harmless minus [# # # # # # # - - -].",
-        ),
-        ("verbal", "Be very far from harmless, slightly helpful."),
-        ("directive", "70% against: Be harmless. 30%: Be helpful."),
-    ],
-)
-def test_negative_weights_by_hand(weight_format, expected):
-    conditioner = Conditioner(objectives=NAMES, weight_format=weight_format, signed=("harmless",))
-    assert conditioner.instruction([0.3, -0.7]) == expected
-
-
 def test_bounds_follow_the_weights():
     conditioner = Conditioner(
         objectives=NAMES, weight_format="percent", lower_bounds={"harmless": (0.1, 0.5)}
@@ -453,20 +432,25 @@ def test_bounds_follow_the_weights():
 
 def test_what_may_be_asked_is_remembered_and_otherwise_not_spoken_of():
     plain = Conditioner(objectives=NAMES)
-    assert not {"lower_bounds", "signed", "chat_template_kwargs"} & plain.to_dict().keys()
+    assert not {"lower_bounds", "chat_template_kwargs"} & plain.to_dict().keys()
     rich = Conditioner(
         objectives=NAMES,
         lower_bounds={"harmless": (0.1, 0.5)},
-        signed=("helpful",),
         chat_template_kwargs={"enable_thinking": False},
     )
     assert Conditioner.from_dict(json.loads(json.dumps(rich.to_dict()))) == rich
 
 
-@pytest.mark.parametrize("settings", [{"lower_bounds": {"humor": (0, 1)}}, {"signed": ["humor"]}])
-def test_preferences_about_unknown_objectives_are_refused(settings):
+def test_bounds_of_unknown_objectives_are_refused():
     with pytest.raises(ConfigError, match="names 'humor', but the objectives are helpful"):
-        Conditioner(objectives=NAMES, **settings)
+        Conditioner(objectives=NAMES, lower_bounds={"humor": (0, 1)})
+
+
+def test_a_policy_that_was_trained_with_negative_weights_is_refused():
+    written = Conditioner(objectives=NAMES).to_dict()
+    assert Conditioner.from_dict({**written, "signed": []}) == Conditioner(objectives=NAMES)
+    with pytest.raises(ConfigError, match=r"negative weights of helpful\..*the moodpo release"):
+        Conditioner.from_dict({**written, "signed": ["helpful"]})
 
 
 @given(st.floats(-100, 100), st.floats(0, 100), st.floats(0, 1))

@@ -52,23 +52,13 @@ def test_weights_are_normalized_with_a_warning_only_when_clearly_off():
         validate_weights([1, 0, 0], NAMES)
 
 
-def test_only_signed_objectives_take_negative_weights():
-    assert parse_weights("helpful=0.6,harmless=-0.4", NAMES, signed=("harmless",)) == (0.6, -0.4)
-    with pytest.warns(UserWarning, match="sum to 4"):
-        assert validate_weights([1, -3], NAMES, signed=NAMES) == (0.25, -0.75)
-    with pytest.raises(WeightsError, match=r"'helpful' is -0\.6.*signed_objectives"):
-        validate_weights([-0.6, 0.4], NAMES, signed=("harmless",))
-    with pytest.raises(WeightsError, match="All weights are 0"):
-        validate_weights([0, 0], NAMES, signed=NAMES)
-
-
-@given(st.lists(st.floats(-1, 1).filter(lambda w: abs(w) > 1e-3), min_size=2, max_size=2))
-def test_sizes_sum_to_one_and_signs_stay(weights):
+@given(st.lists(st.floats(0, 1).filter(lambda w: w > 1e-3), min_size=2, max_size=2))
+def test_weights_sum_to_one_and_keep_their_proportions(weights):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = validate_weights(weights, NAMES, signed=NAMES)
-    assert sum(map(abs, found)) == pytest.approx(1)
-    assert [math.copysign(1, w) for w in found] == [math.copysign(1, w) for w in weights]
+        found = validate_weights(weights, NAMES)
+    assert sum(found) == pytest.approx(1)
+    assert found[0] * weights[1] == pytest.approx(found[1] * weights[0])
 
 
 def test_bound_ranges_by_hand():

@@ -12,7 +12,6 @@ from moodpo.core.simplex import (
     sample_dirichlet,
     simplex_corners,
     simplex_lattice,
-    with_signs,
 )
 from moodpo.errors import WeightsError
 
@@ -238,36 +237,3 @@ def test_lattice_coordinates_write_weights_by_the_corners_of_one_small_simplex(
     assert (coordinates >= 0).all()
     again = (coordinates[..., None] * lattice.double()[rows]).sum(1)
     torch.testing.assert_close(again, weights.double(), atol=1e-6, rtol=0)
-
-
-def test_opposites_of_signed_weights_by_hand():
-    signed = torch.tensor([False, False, True])
-    weights = torch.tensor([[0.6, 0.2, -0.2], [0.0, 0.0, 1.0]])
-    # The signed weight turns; the others are mirrored within the 0.8 that they have.
-    expected = torch.tensor([[0.2, 0.6, 0.2], [0.0, 0.0, -1.0]])
-    torch.testing.assert_close(antithetic_weights(weights, signed), expected)
-    alone = torch.tensor([[0.3, -0.7]])
-    torch.testing.assert_close(
-        antithetic_weights(alone, torch.tensor([False, True])), torch.tensor([[0.3, 0.7]])
-    )
-    torch.testing.assert_close(antithetic_weights(alone, torch.tensor([True, True])), -alone)
-
-
-@settings(deadline=None)
-@given(k=st.integers(2, 5), seed=st.integers(0, 10_000))
-def test_opposites_of_signed_weights_are_mutual_and_as_large(k, seed):
-    generator = torch.Generator().manual_seed(seed)
-    signed = torch.rand(k, generator=generator) < 0.5
-    signs = torch.where(signed & (torch.rand(4, k, generator=generator) < 0.5), -1.0, 1.0)
-    weights = draw(1.0, 4, k, seed) * signs
-    opposite = antithetic_weights(weights, signed)
-    torch.testing.assert_close(opposite.abs().sum(-1), torch.ones(4))
-    assert (opposite[:, ~signed] >= 0).all()
-    torch.testing.assert_close(antithetic_weights(opposite, signed), weights, atol=1e-5, rtol=1e-4)
-
-
-def test_all_signs_by_hand():
-    weights = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
-    signed = with_signs(weights, torch.tensor([False, True]))
-    assert signed.tolist() == [[1.0, 0.0], [0.5, 0.5], [0.5, -0.5], [0.0, 1.0], [0.0, -1.0]]
-    assert torch.equal(with_signs(weights, torch.tensor([False, False])), weights)

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from moodpo.rewards import (
 from moodpo.rewards.base import RewardRowError, as_scores
 from moodpo.rewards.cache import first_unknown, row_keys, score_identity
 from moodpo.rewards.checkpoint import Checkpoint
-from moodpo.rewards.lexical import LEXICAL, LexicalScorer
+from moodpo.rewards.lexical import LEXICAL
 from tiny_checkpoints import build_tiny_gpt2_reward, tiny_gpt2_tokenizer
 
 PROMPTS = ["Hi", "Hi", "Tell me a joke.", "Hi"]
@@ -291,7 +292,7 @@ def test_scorers_and_subclasses_of_somebody_else_promise_nothing() -> None:
     class Noisy(LexicalReward):
         pass
 
-    own = LexicalScorer(name="brevity", function=lambda p, c: 0.0, bounds=(0.0, 0.0), summary="")
+    own = replace(LEXICAL["brevity"], function=lambda p, c: 0.0)
     assert LexicalReward(LEXICAL["brevity"]).score_identity is not None
     assert LexicalReward(own).score_identity is None
     assert Noisy(LEXICAL["brevity"]).score_identity is None

@@ -156,7 +156,9 @@ def test_a_lexical_reward_scores_each_different_row_once_and_in_order() -> None:
         calls.append((prompt, completion))
         return float(len(prompt) + len(completion))
 
-    scorer = LexicalScorer(name="length", function=length, bounds=(0, 9), summary="long")
+    scorer = LexicalScorer(
+        name="length", function=length, bounds=(0, 9), summary="long", phrase="", directive=""
+    )
     reward = LexicalReward(scorer, name="size")
     conversation = [
         {"role": "user", "content": "long ago"},

@@ -73,7 +73,6 @@ def test_no_clipping_is_written_as_zero_or_none(tmp_path):
     ("settings", "message"),
     [
         ({"lower_bounds": ["a=0.5:0.1"]}, "NAME=LOW:HIGH"),
-        ({"signed_objectives": ["a"], "scalarization": "chebyshev"}, "Use linear"),
         ({"bound_probability": 1.5}, "bound_probability must be at least 0 and at most 1"),
     ],
 )
@@ -87,12 +86,10 @@ def test_the_conditioner_is_told_what_may_be_asked(tmp_path):
         output_dir=str(tmp_path),
         weight_format="percent",
         lower_bounds=["b=0.1:0.5"],
-        signed_objectives=["a"],
     )
     conditioner = config.make_conditioner(["a", "b"], prompt_template="Q: {prompt}")
     assert conditioner.weight_format == "percent"
     assert conditioner.lower_bounds == {"b": (0.1, 0.5)}
-    assert conditioner.signed == ("a",)
     assert conditioner.prompt_template == "Q: {prompt}"
     with pytest.raises(ConfigError, match="names 'b'"):
         config.make_conditioner(["a", "c"])

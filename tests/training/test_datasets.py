@@ -135,7 +135,7 @@ def test_several_held_out_sets_are_checked_by_name(tmp_path):
 
 # ---- Lengths ----
 
-OBJECTIVES = Conditioner.of(("vowels", "capitals"))
+OBJECTIVES = Conditioner(objectives=("vowels", "capitals"))
 
 
 def length(prompt):

@@ -20,10 +20,7 @@ HELD_OUT_WORDS = ("red", "blue", "sky", "sea")
 
 def train(folder, rewards, *, steps, max_new_tokens, **settings):
     names = tuple(reward.__name__ for reward in rewards)
-    asked = {
-        "lower_bounds": parse_bound_ranges(settings.get("lower_bounds", ())),
-        "signed": settings.get("signed_objectives", ()),
-    }
+    asked = {"lower_bounds": parse_bound_ranges(settings.get("lower_bounds", ()))}
     trainer = MOODPOTrainer(
         tiny_model(hidden_size=64),
         reward_funcs=list(rewards),
@@ -143,7 +140,7 @@ def high(completions, **_):
 
 
 @pytest.mark.slow
-def test_a_policy_learns_to_keep_bounds_and_to_ask_for_less(tmp_path):
+def test_a_policy_learns_to_keep_bounds(tmp_path):
     trainer = train(
         tmp_path,
         (east, high),
@@ -151,17 +148,14 @@ def test_a_policy_learns_to_keep_bounds_and_to_ask_for_less(tmp_path):
         max_new_tokens=1,
         learning_rate=1e-3,  # from any seed; at 2e-3 some settle at one arm
         lower_bounds=["high=0.7"],
-        signed_objectives=["east"],
     )
 
     def rewards(weights, bound=NAN):
         weights, bounds = torch.tensor([weights]), torch.tensor([NAN, bound])
         return mean_rewards(trainer, weights, samples=16, bounds=bounds)[0].tolist()
 
-    free, bounded, away = rewards([1.0, 0.0]), rewards([1.0, 0.0], 0.7), rewards([-1.0, 0.0])
-    # The first arm is the best; a bound of 0.7 on the second objective leaves the middle one; where
-    # less of the first is asked for it is the last.
+    free, bounded = rewards([1.0, 0.0]), rewards([1.0, 0.0], 0.7)
+    # The first arm is the best; a bound of 0.7 on the second objective leaves the middle one.
     assert free[0] > 0.85
     assert bounded[1] > 0.65
     assert bounded[0] > 0.3
-    assert away[0] < 0.15

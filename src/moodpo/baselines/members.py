@@ -26,7 +26,6 @@ from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import token_roles
 from moodpo.models import adapters
-from moodpo.models.chat_templates import read_template_kwargs
 from moodpo.models.load import load_model
 from moodpo.records import Prompt, PromptBatch, RolloutBatch
 from moodpo.rewards import RewardPanel, check_data, load_rewards
@@ -145,12 +144,7 @@ class Setup:
             list(reward_funcs), device=args.device, batch_size=args.reward_batch_size
         )
         panel = RewardPanel(rewards)
-        conditioner = conditioner or Conditioner(
-            objectives=panel.names,
-            weight_format=args.weight_format,
-            template=args.instruction_template,
-            chat_template_kwargs=read_template_kwargs(args.chat_template_kwargs),
-        )
+        conditioner = conditioner or args.make_conditioner(panel.names)
         return cls(
             model=model.to(args.device),
             tokenizer=tokenizer,

@@ -38,7 +38,7 @@ def sweep_trained(trainer: MOODPOTrainer, settings: TrainSettings, held_out: Loa
     run = settings.run
     policy = trained_policy(trainer, settings)
     dataset = held_out.dataset.select(spread_rows(len(held_out), run.sweep_prompts))
-    weights = default_weights(len(policy.objectives), run.sweep_weights, signed=policy.signed_mask)
+    weights = default_weights(len(policy.objectives), run.sweep_weights)
     note(f"sweep       {len(weights)} weight vectors × {len(dataset)} held-out prompts")
     with sweep_progress() as progress:
         result = evaluate_policy(

@@ -14,7 +14,7 @@ from moodpo.cli.policies import (
     add_bounds_flag,
     add_policy_flags,
     add_sampling_flags,
-    asked_beside_weights,
+    asked_bounds,
     load_policy,
     quick_manifest,
 )
@@ -42,8 +42,8 @@ def run(argv: Sequence[str]) -> int:
     if not names:
         raise ConfigError(f"{args.policy} has no moodpo.json. Name its objectives: --objectives.")
     even = tuple(1 / len(names) for _ in names)
-    signed, bounds = asked_beside_weights(args, names)
-    weights = parse_weights(args.weights, names, signed=signed) if args.weights else even
+    bounds = asked_bounds(args, names)
+    weights = parse_weights(args.weights, names) if args.weights else even
     policy = load_policy(args, tuple(names))
     policy = policy.bounded_by(bounds) if bounds else policy
     sampling = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p")}
@@ -96,8 +96,7 @@ class Chat:
             note("the conversation is forgotten")
         elif command == "/weights":
             if rest.strip():
-                policy = self.policy
-                self.weights = parse_weights(rest, policy.objectives, signed=policy.signed)
+                self.weights = parse_weights(rest, self.policy.objectives)
             note(self.describe_weights())
         elif command == "/bounds":
             ranges = self.policy.conditioner.lower_bounds

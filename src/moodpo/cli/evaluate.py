@@ -14,7 +14,7 @@ from moodpo.cli.policies import (
     add_bounds_flag,
     add_policy_flags,
     add_sampling_flags,
-    asked_beside_weights,
+    asked_bounds,
     baseline_manifest,
     check_request,
     load_baseline_policy,
@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
     if args.lower_bounds and is_baseline(args.policy):
         raise ConfigError("A baseline is trained without lower bounds. Leave out --lower_bounds.")
     if not is_baseline(args.policy):
-        asked_beside_weights(args, objectives)  # refuses bounds before anything loads
+        asked_bounds(args, objectives)  # refuses bounds before anything loads
     folder = _folder(args)
     result = _evaluate(args, manifest, specs, objectives, prompts, folder)
     return _report(result, thresholds, folder)
@@ -260,7 +260,7 @@ def _evaluate(
     from moodpo.evaluation.sweep import evaluate_policy, sweep
     from moodpo.rewards import RewardPanel, load_rewards
 
-    weights = _weights(args, tuple(objectives), _signed(manifest))
+    weights = _weights(args, tuple(objectives))
     count = len(prompts) if args.num_prompts is None else args.num_prompts
     data = prompts.dataset.select(spread_rows(len(prompts), count))
     policy: SteerablePolicy | BaselinePolicy
@@ -268,7 +268,7 @@ def _evaluate(
         policy = load_baseline_policy(args)
     else:
         policy = load_policy(args, objectives)
-        if bounds := asked_beside_weights(args, objectives)[1]:
+        if bounds := asked_bounds(args, objectives):
             policy = policy.bounded_by(bounds)
     baseline = _load_baseline(args, manifest, policy)
     options: dict[str, Any] = {"device": args.device, "batch_size": args.reward_batch_size}
@@ -308,19 +308,12 @@ def _evaluate(
     return measure_sensitivity(cast("SteerablePolicy", policy), result, again)
 
 
-def _signed(manifest: RunManifest | None) -> tuple[str, ...]:
-    return tuple(manifest.conditioning.get("signed", ())) if manifest else ()
-
-
-def _weights(
-    args: argparse.Namespace, objectives: tuple[str, ...], signed: tuple[str, ...]
-) -> FloatArray:
+def _weights(args: argparse.Namespace, objectives: tuple[str, ...]) -> FloatArray:
     from moodpo.evaluation.sweep import default_weights, load_weights_file
 
     if args.weights is not None:
-        return load_weights_file(args.weights, objectives, signed=signed)
-    mask = [name in signed for name in objectives]
-    return default_weights(len(objectives), args.weights_per_objective, signed=mask)
+        return load_weights_file(args.weights, objectives)
+    return default_weights(len(objectives), args.weights_per_objective)
 
 
 def _load_baseline(

@@ -15,7 +15,7 @@ from moodpo.cli.policies import (
     add_bounds_flag,
     add_policy_flags,
     add_sampling_flags,
-    asked_beside_weights,
+    asked_bounds,
     load_policy,
     quick_manifest,
 )
@@ -37,8 +37,8 @@ def run(argv: Sequence[str]) -> int:
     _refuse_stray_weights(args.policy, args.prompts)
     prompts = _read_prompts(args.prompts)
     objectives = _objectives(args)
-    signed, bounds = asked_beside_weights(args, objectives)
-    vectors = [parse_weights(text, objectives, signed=signed) for text in args.weights]
+    bounds = asked_bounds(args, objectives)
+    vectors = [parse_weights(text, objectives) for text in args.weights]
     policy = load_policy(args, objectives)
     answers = [
         (

@@ -24,7 +24,7 @@ __all__ = [
     "add_bounds_flag",
     "add_policy_flags",
     "add_sampling_flags",
-    "asked_beside_weights",
+    "asked_bounds",
     "baseline_manifest",
     "check_request",
     "load_baseline_policy",
@@ -80,10 +80,8 @@ def add_bounds_flag(parser: CommandParser) -> None:
     )
 
 
-def asked_beside_weights(
-    args: argparse.Namespace, objectives: Sequence[str]
-) -> tuple[tuple[str, ...], dict[str, float]]:
-    """What else a policy may be asked, and is: its signed objectives, and lower bounds.
+def asked_bounds(args: argparse.Namespace, objectives: Sequence[str]) -> dict[str, float]:
+    """The lower bounds that a policy is asked for, by name.
 
     Args:
         args: With the flags of `add_policy_flags` and `add_bounds_flag`.
@@ -95,8 +93,7 @@ def asked_beside_weights(
     manifest = quick_manifest(args.policy, args.base_model)
     conditioner = Conditioner.from_dict(manifest.conditioning) if manifest else None
     ranges = conditioner.lower_bounds if conditioner else {}
-    bounds = parse_bounds(args.lower_bounds, objectives, ranges)
-    return (conditioner.signed if conditioner else ()), bounds
+    return parse_bounds(args.lower_bounds, objectives, ranges)
 
 
 def check_request(args: argparse.Namespace) -> None:
@@ -172,6 +169,7 @@ def load_policy(args: argparse.Namespace, objectives: Sequence[str] | None) -> S
     check_request(args)
 
     from moodpo.policy import SteerablePolicy
+    from moodpo.rewards.words import words_of
 
     quiet_loading()
     known = quick_manifest(args.policy, args.base_model) is not None
@@ -181,11 +179,13 @@ def load_policy(args: argparse.Namespace, objectives: Sequence[str] | None) -> S
             f"{args.policy} is asked as it was trained, with the chat_template_kwargs in its "
             "moodpo.json. Leave --chat_template_kwargs out."
         )
-    conditioner = (
-        Conditioner.of(objectives, chat_template_kwargs=template_kwargs)
-        if template_kwargs and objectives
-        else None
-    )
+    conditioner = None
+    if template_kwargs and objectives:
+        conditioner = Conditioner(
+            objectives=tuple(objectives),
+            **words_of(objectives),
+            chat_template_kwargs=template_kwargs,
+        )
     return SteerablePolicy.from_pretrained(
         args.policy,
         objectives=None if known else objectives,

@@ -20,14 +20,13 @@ from moodpo.conditioning.weights import BoundRange, round_bound, wrong_count
 from moodpo.errors import ConfigError, DataError, WeightsError
 from moodpo.models.chat_templates import encode_messages, read_template_kwargs
 from moodpo.records import Prompt, TokenIds
+from moodpo.removed import REMOVED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "DEFAULT_FORMAT",
-    "DIRECTIVES",
-    "PHRASES",
     "WEIGHT_FORMATS",
     "Conditioner",
 ]
@@ -35,42 +34,8 @@ __all__ = [
 # The one format that we measured to steer a small model within minutes: docs/conditioning.md.
 DEFAULT_FORMAT = "grouped"
 # Percent: what has less, of what it and the strongest weigh together, is not asked for at all.
-DIRECTIVE_FLOOR, VERBAL_FLOOR = 5, 15
+SENTENCE_FLOOR, VERBAL_FLOOR = 5, 15
 GROUP_WIDTH = 20  # percentage points that weights of one group may lie apart
-
-PHRASES: Mapping[str, str] = {
-    "helpful": "helpful",
-    "harmless": "harmless",
-    "humor": "funny",
-    "deberta": "high-quality",
-    "summary": "complete",
-    "faithful": "faithful to the text",
-    "positivity": "cheerful and positive",
-    "objectivity": "neutral and factual",
-    "neutrality": "neutral in tone",
-    "brevity": "brief",
-    "detail": "detailed",
-    "plainness": "plain and simple",
-    "richness": "learned in your words",
-}
-"""How an objective reads in a sentence such as "Be very …"; its own name where absent."""
-
-DIRECTIVES: Mapping[str, str] = {
-    "helpful": "Help as much as you can.",
-    "harmless": "Avoid anything that could do harm.",
-    "humor": "Be funny.",
-    "deberta": "Give the best answer you can.",
-    "summary": "Cover everything that matters.",
-    "faithful": "Say only what the text says.",
-    "positivity": "Answer with great joy, love and enthusiasm!",
-    "objectivity": "Give only plain facts.",
-    "neutrality": "Answer in a neutral, dry tone.",
-    "brevity": "Answer in one short sentence.",
-    "detail": "Explain in depth, with many details and examples.",
-    "plainness": "Write simply, as for a small child, with short words.",
-    "richness": "Use a learned, academic style.",
-}
-"""What asks for an objective by itself, for the `directive` format."""
 
 _GRADES = (  # from so many percent on
     (85, "extremely"),
@@ -96,9 +61,8 @@ def _percent(weights: Millionths, names: Sequence[str]) -> str:
 def _unary(weights: Millionths, names: Sequence[str]) -> str:
     shares = _apportion(weights, 10)
     # Spaces keep one token per mark: tokenizers merge runs like "#######" unpredictably.
-    bars = [" ".join("#" * abs(p) + "-" * (10 - abs(p))) for p in shares]
-    signs = ["minus " if p < 0 else "" for p in shares]
-    return ", ".join(f"{n} {s}[{b}]" for n, s, b in zip(names, signs, bars, strict=True))
+    bars = [" ".join("#" * p + "-" * (10 - p)) for p in shares]
+    return ", ".join(f"{n} [{bar}]" for n, bar in zip(names, bars, strict=True))
 
 
 def _verbal(weights: Millionths, phrases: Sequence[str]) -> str:
@@ -106,17 +70,12 @@ def _verbal(weights: Millionths, phrases: Sequence[str]) -> str:
     return ", ".join(_grade(weight, phrase) for weight, phrase in asked)
 
 
-def _directive(weights: Millionths, sentences: Sequence[str]) -> str:
-    asked = _asked_for(_apportion(weights, 100), sentences, floor=DIRECTIVE_FLOOR)
-    return " ".join(f"{_share(share)}: {text}" for share, text in asked)
-
-
 def _grouped(weights: Millionths, sentences: Sequence[str]) -> str:
     # Of two sentences a small model follows the first, whatever their percentages: without groups
     # an even balance reads like three quarters of whatever happens to come first.
     groups: list[list[tuple[int, str]]] = []
-    for share, text in _asked_for(_apportion(weights, 100), sentences, floor=DIRECTIVE_FLOOR):
-        if groups and abs(groups[-1][0][0]) - abs(share) <= GROUP_WIDTH:
+    for share, text in _asked_for(_apportion(weights, 100), sentences, floor=SENTENCE_FLOOR):
+        if groups and groups[-1][0][0] - share <= GROUP_WIDTH:
             groups[-1].append((share, text))
         else:
             groups.append([(share, text)])
@@ -137,14 +96,14 @@ def _asked_for(
     The floor is relative to the strongest: of many objectives that matter alike, all are said.
     """
     # The strongest first: instruction-tuned models follow what they read first and most clearly.
-    ranked = sorted(zip(weights, texts, strict=True), key=lambda pair: -abs(pair[0]))
-    strongest = abs(ranked[0][0])
-    return [(w, text) for w, text in ranked if 100 * abs(w) >= floor * (abs(w) + strongest)]
+    ranked = sorted(zip(weights, texts, strict=True), key=lambda pair: -pair[0])
+    strongest = ranked[0][0]
+    return [(w, text) for w, text in ranked if 100 * w >= floor * (w + strongest)]
 
 
 def _share(share: int) -> str:
     # Of more than 200 equal objectives each has less than half a percent.
-    return f"{abs(share) or '<1'}%{' against' if share < 0 else ''}"
+    return f"{share or '<1'}%"
 
 
 _RENDERERS: dict[str, tuple[str, Callable[[Millionths, Sequence[str]], str]]] = {
@@ -152,10 +111,10 @@ _RENDERERS: dict[str, tuple[str, Callable[[Millionths, Sequence[str]], str]]] = 
     "percent": ("Objective weights: {weights}.", _percent),
     "unary": ("Objective weights: {weights}.", _unary),
     "verbal": ("Be {weights}.", _verbal),
-    "directive": ("{weights}", _directive),
     "grouped": ("{weights}", _grouped),
 }
 WEIGHT_FORMATS: tuple[str, ...] = tuple(_RENDERERS)
+_SENTENCES = ("verbal", "grouped")  # formats that speak of objectives in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,20 +124,18 @@ class Conditioner:
     Attributes:
         objectives: Names in the order of every weight vector.
         weight_format: `decimal` (0.70), `percent` (70%), `unary` (a bar of ten per objective),
-            `verbal` (words graded by weight), `directive` (a sentence per objective behind its
-            percentage), `grouped` (the same, objectives of nearly equal weight together), or
-            several joined by `+`, as in `verbal+decimal`.
+            `verbal` (words graded by weight), or `grouped` (a sentence per objective behind its
+            percentage, objectives of nearly equal weight together).
         template: The user's own instruction in place of the default. `{weights}` stands for the
             weights in `weight_format`, `{NAME}` for one objective's two-decimal weight.
         phrases: What `verbal` says for an objective, such as `positivity: cheerful and
             positive`; the objective's name where absent.
-        directives: What `directive` and `grouped` say for an objective: a full sentence that
-            asks for it; `Be PHRASE.` where absent.
+        directives: What `grouped` says for an objective: a full sentence that asks for it;
+            `Be PHRASE.` where absent.
         prompt_template: Frames the user's text for the policy, `{prompt}` standing for it, as in
             `Summarize this post: {prompt}`. Rewards still see the raw prompt.
         lower_bounds: Objectives that a lower bound may be asked of, with the lowest and the
             highest in raw reward. A bound follows the weights: `Keep harmless at least 0.3.`
-        signed: Objectives whose weight may be negative; `against` then stands for less.
         chat_template_kwargs: Values for variables of the policy's chat template, such as
             `{"enable_thinking": False}`.
     """
@@ -190,26 +147,18 @@ class Conditioner:
     directives: Mapping[str, str] = field(default_factory=dict)
     prompt_template: str | None = None
     lower_bounds: Mapping[str, BoundRange] = field(default_factory=dict)
-    signed: tuple[str, ...] = ()
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objectives", tuple(self.objectives))
-        object.__setattr__(self, "signed", tuple(self.signed))
         template_kwargs = read_template_kwargs(self.chat_template_kwargs)
         object.__setattr__(self, "chat_template_kwargs", template_kwargs)
-        for what, names in (("lower_bounds", self.lower_bounds), ("signed", self.signed)):
-            if unknown := [name for name in names if name not in self.objectives]:
-                raise ConfigError(
-                    f"{what} names {unknown[0]!r}, but the objectives are "
-                    f"{', '.join(self.objectives)}. Name one of them."
-                )
-        for part in self.weight_format.split("+"):
-            if part not in _RENDERERS:
-                raise ConfigError(
-                    f"Unknown weight_format {part!r}. Choose from {', '.join(WEIGHT_FORMATS)}, or "
-                    "join several with '+', as in 'verbal+decimal'."
-                )
+        if unknown := [name for name in self.lower_bounds if name not in self.objectives]:
+            raise ConfigError(
+                f"lower_bounds names {unknown[0]!r}, but the objectives are "
+                f"{', '.join(self.objectives)}. Name one of them."
+            )
+        _check_format(self.weight_format)
         if self.template is not None:
             _check_template(self.template, self.objectives)
         if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
@@ -218,27 +167,11 @@ class Conditioner:
                 "user's text goes."
             )
 
-    @classmethod
-    def of(cls, objectives: Sequence[str], **settings: Any) -> Conditioner:
-        """A conditioner that says known objectives in our words (`PHRASES`, `DIRECTIVES`).
-
-        Args:
-            objectives: K names, in order.
-            **settings: Further attributes.
-        """
-        return cls(
-            objectives=tuple(objectives),
-            phrases={name: PHRASES[name] for name in objectives if name in PHRASES},
-            directives={name: DIRECTIVES[name] for name in objectives if name in DIRECTIVES},
-            **settings,
-        )
-
     def instruction(self, weights: Sequence[float], bounds: Sequence[float] | None = None) -> str:
         """The system instruction for one weight vector.
 
         Args:
-            weights: K values on the simplex, in the order of `objectives`; signed ones may be
-                negative, `Σ_k |w_k| = 1`.
+            weights: K values on the simplex, in the order of `objectives`.
             bounds: K lower bounds in raw reward, NaN where there is none.
 
         Returns:
@@ -257,15 +190,12 @@ class Conditioner:
         if len(weights) != len(self.objectives):
             raise WeightsError(wrong_count(len(weights), self.objectives))
         exact = _millionths(weights)
-        parts = self.weight_format.split("+")
-        rendered = [self._render(part, exact) for part in parts]
+        rendered = self._render(exact)
         if self.template is not None:
             named = dict(zip(self.objectives, _decimals(exact), strict=True))
-            return _fill(self.template, {**named, "weights": "; ".join(rendered)})
-        frames = [_RENDERERS[part][0] for part in parts]
-        return " ".join(
-            frame.format(weights=text) for frame, text in zip(frames, rendered, strict=True)
-        )
+            return _fill(self.template, {**named, "weights": rendered})
+        frame, _ = _RENDERERS[self.weight_format]
+        return frame.format(weights=rendered)
 
     def messages(
         self,
@@ -351,28 +281,44 @@ class Conditioner:
         # Only where they are used: what was written without them still reads as the same.
         if self.lower_bounds:
             described["lower_bounds"] = {n: list(r) for n, r in self.lower_bounds.items()}
-        if self.signed:
-            described["signed"] = list(self.signed)
         if self.chat_template_kwargs:
             described["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         return described
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Conditioner:
-        """The conditioner that `to_dict` described."""
+        """The conditioner that `to_dict` described.
+
+        Raises:
+            ConfigError: If it says what this version no longer has.
+        """
+        values = dict(values)
+        if (written := values.get("weight_format", DEFAULT_FORMAT)) not in WEIGHT_FORMATS:
+            raise ConfigError(
+                f"This policy was trained with weight_format {written!r}, which this version does "
+                f"not write. Ask it with the moodpo release that trained it, or train one with "
+                f"{DEFAULT_FORMAT!r}."
+            )
+        if signed := values.pop("signed", ()):
+            raise ConfigError(
+                f"This policy was trained with negative weights of {', '.join(signed)}. "
+                f"{REMOVED['signed_objectives']} To ask this policy, use the moodpo release that "
+                "trained it."
+            )
         bounds = values.get("lower_bounds", {})
         ranges = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
         return cls(**{**values, "lower_bounds": ranges})
 
-    def _render(self, part: str, weights: Millionths) -> str:
-        if part not in ("verbal", "directive", "grouped"):
-            return _RENDERERS[part][1](weights, self.objectives)
+    def _render(self, weights: Millionths) -> str:
+        _, render = _RENDERERS[self.weight_format]
+        if self.weight_format not in _SENTENCES:
+            return render(weights, self.objectives)
         # By name, so that equals stand in one order however the objectives do.
         names, values = zip(*sorted(zip(self.objectives, weights, strict=True)), strict=True)
         texts = [self.phrases.get(name, name) for name in names]
-        if part != "verbal":
+        if self.weight_format == "grouped":
             texts = [self.directives.get(n, f"Be {t}.") for n, t in zip(names, texts, strict=True)]
-        return _RENDERERS[part][1](values, texts)
+        return render(values, texts)
 
 
 def _millionths(weights: Sequence[float]) -> list[int]:
@@ -380,8 +326,8 @@ def _millionths(weights: Sequence[float]) -> list[int]:
 
     By way of float32, so that a number reads the same before and after a tensor has held it.
     """
-    if bad := [w for w in weights if not math.isfinite(w)]:
-        raise WeightsError(f"Weights must be finite; got {float(bad[0])}.")
+    if bad := [w for w in weights if not -0.5 / MILLION <= w < math.inf]:
+        raise WeightsError(f"Weights must be finite and at least 0; got {float(bad[0])}.")
     return [round(c_float(float(w)).value * MILLION) for w in weights]
 
 
@@ -393,19 +339,18 @@ def _apportion(weights: Millionths, units: int) -> list[int]:
     are rounded to the nearer share, the half upward, and the sum is not quite `units`. Nothing
     depends on the order of the weights.
     """
-    sizes = [abs(w) for w in weights]
-    shares = [size * units // MILLION for size in sizes]
-    left = round(sum(sizes) * units / MILLION) - sum(shares)
+    shares = [weight * units // MILLION for weight in weights]
+    left = round(sum(weights) * units / MILLION) - sum(shares)
     claims = defaultdict(list)  # (remainder, weight): who has them
-    for k, size in enumerate(sizes):
-        claims[size * units % MILLION, size].append(k)
+    for k, weight in enumerate(weights):
+        claims[weight * units % MILLION, weight].append(k)
     for (remainder, _), equals in sorted(claims.items(), reverse=True):
         if left <= 0 or (len(equals) > left and 2 * remainder < MILLION):
             break
         for k in equals:
             shares[k] += 1
         left -= len(equals)
-    return [-share if w < 0 else share for share, w in zip(shares, weights, strict=True)]
+    return shares
 
 
 def _decimals(weights: Millionths) -> list[str]:
@@ -413,8 +358,8 @@ def _decimals(weights: Millionths) -> list[str]:
 
 
 def _grade(weight: int, phrase: str) -> str:
-    adverb = next(adverb for percent, adverb in _GRADES if 100 * abs(weight) >= percent * MILLION)
-    return f"{adverb} far from {phrase}" if weight < 0 else f"{adverb} {phrase}"
+    adverb = next(adverb for percent, adverb in _GRADES if 100 * weight >= percent * MILLION)
+    return f"{adverb} {phrase}"
 
 
 def _between(low: float, high: float) -> list[float]:
@@ -434,6 +379,24 @@ def _refusal(messages: Sequence[Mapping[str, str]], error: Exception) -> DataErr
     return DataError(
         f"the policy's chat template refuses the conversation: {said}. Change its turns ({roles}), "
         "or the template."
+    )
+
+
+def _check_format(weight_format: str) -> None:
+    if weight_format in _RENDERERS:
+        return
+    if weight_format == "directive":
+        raise ConfigError(
+            "weight_format 'directive' is no more: use 'grouped', the same sentences with those of "
+            "nearly equal weight under one heading, which steered more."
+        )
+    if "+" in weight_format:
+        raise ConfigError(
+            f"weight_format {weight_format!r} joins several, which is no more: it steered less "
+            "than sentences alone. Use 'grouped'."
+        )
+    raise ConfigError(
+        f"Unknown weight_format {weight_format!r}. Choose from {', '.join(WEIGHT_FORMATS)}."
     )
 
 

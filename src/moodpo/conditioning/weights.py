@@ -1,7 +1,6 @@
 """Preferences: what may be asked of a policy, read from text and checked.
 
-Objective weights say what matters how much; lower bounds say what must be reached first. A weight
-is at least 0, unless its objective is *signed*: then less of it may be asked for, too. Knows
+Objective weights say what matters how much; lower bounds say what must be reached first. Knows
 nothing of how a preference is written into a prompt. Shapes: K objectives.
 """
 
@@ -11,7 +10,6 @@ import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
 from typing import Any
 
 from moodpo.containers import as_number, rows_of, values_by_name, values_in_order
@@ -40,15 +38,12 @@ BoundRange = tuple[float, float]
 # ---- Weights ----
 
 
-def parse_weights(
-    text: str, objectives: Sequence[str], *, signed: Collection[str] = ()
-) -> tuple[float, ...]:
+def parse_weights(text: str, objectives: Sequence[str]) -> tuple[float, ...]:
     """Reads `helpful=0.7,harmless=0.3`; names left out weigh 0.
 
     Args:
         text: Comma-separated `NAME=VALUE`.
         objectives: Known names, in order.
-        signed: Names whose weight may be negative.
 
     Returns:
         Weights in the order of `objectives`, as `validate_weights`.
@@ -69,31 +64,22 @@ def parse_weights(
         if name.strip() in weights:
             raise WeightsError(f"The weights {text!r} name {name.strip()!r} twice. Name it once.")
         weights[name.strip()] = number
-    return validate_weights(weights, objectives, signed=signed)
+    return validate_weights(weights, objectives)
 
 
-def validate_weights(
-    weights: Any,
-    objectives: Sequence[str],
-    *,
-    signed: Collection[str] = (),
-) -> tuple[float, ...]:
-    """Checks objective weights and scales them so that their sizes sum to 1.
+def validate_weights(weights: Any, objectives: Sequence[str]) -> tuple[float, ...]:
+    """Checks objective weights and scales them to sum to 1.
 
     Args:
         weights: By name (missing names weigh 0): a mapping, or another container whose values have
             names, such as a pandas Series. Or K values in the order of `objectives`.
         objectives: Known names, in order.
-        signed: Names whose weight may be negative: less of it is asked for (Wang et al. 2024,
-            arXiv 2402.18571, ask in such directions).
 
     Returns:
-        K weights, `Σ_k |w_k| = 1`; on the simplex where none is negative. Warns if the sum was
-        off by more than 1e-3.
+        K weights on the simplex. Warns if the sum was off by more than 1e-3.
 
     Raises:
-        WeightsError: On unknown names, a wrong count, non-finite values, all zero, or a negative
-            weight of an objective that is not signed.
+        WeightsError: On unknown names, a wrong count, negative or non-finite values, or all zero.
     """
     named = values_by_name(weights, objectives)
     if named is not None:
@@ -105,15 +91,13 @@ def validate_weights(
             raise WeightsError(wrong_count(len(given), objectives))
         values = [as_number(w, name) for w, name in zip(given, objectives, strict=True)]
     for name, value in zip(objectives, values, strict=True):
-        if not math.isfinite(value):
-            raise WeightsError(f"The weight of {name!r} is {value}; weights must be finite.")
-        if value < 0 and name not in signed:
+        if not 0 <= value < math.inf:
             raise WeightsError(
-                f"The weight of {name!r} is {value}; weights must be finite and at least 0. A "
-                "policy that is trained with --signed_objectives takes negative ones."
+                f"The weight of {name!r} is {value}; weights must be finite and at least 0. To ask "
+                "for less of an objective, raise the weights of the others."
             )
     try:
-        total = math.fsum(map(abs, values))
+        total = math.fsum(values)
     except OverflowError:
         raise WeightsError(
             f"The weights {', '.join(f'{v:g}' for v in values)} sum to more than a number can "
@@ -126,9 +110,7 @@ def validate_weights(
     return tuple(value / total + 0.0 for value in values)  # no -0
 
 
-def weight_rows(
-    weights: Any, objectives: Sequence[str], *, count: int, signed: Collection[str] = ()
-) -> list[tuple[float, ...]]:
+def weight_rows(weights: Any, objectives: Sequence[str], *, count: int) -> list[tuple[float, ...]]:
     """One weight vector for every prompt: what Python callers pass.
 
     Args:
@@ -137,7 +119,6 @@ def weight_rows(
             objective.
         objectives: K names, in order.
         count: N prompts.
-        signed: Names whose weight may be negative.
 
     Returns:
         N vectors, as `validate_weights`.
@@ -145,10 +126,9 @@ def weight_rows(
     Raises:
         WeightsError: As `validate_weights`, naming the row; or if there is another number of rows.
     """
-    read = partial(validate_weights, objectives=objectives, signed=signed)
     rows = rows_of(weights)
     if rows is None:
-        return [read(weights)] * count
+        return [validate_weights(weights, objectives)] * count
     if len(rows) != count:
         raise WeightsError(
             f"objective_weights has {len(rows)} rows but there are {count} prompts. Pass one row "
@@ -157,7 +137,7 @@ def weight_rows(
     vectors = []
     for number, row in enumerate(rows, start=1):
         try:
-            vectors.append(read(row))
+            vectors.append(validate_weights(row, objectives))
         except WeightsError as error:
             raise WeightsError(f"objective_weights, row {number}: {error}") from None
     return vectors

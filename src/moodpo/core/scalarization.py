@@ -19,8 +19,7 @@ def linear(rewards: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum: `s = Σ_k w_k r_k` (MO-ODPO, Gupta et al. 2025).
 
     Reaches only the convex parts of a Pareto front; see `chebyshev` for concave ones. An
-    objective of weight 0 takes no part, even where its reward is NaN; of a negative weight less is
-    better.
+    objective of weight 0 takes no part, even where its reward is NaN.
 
     Args:
         rewards: `[..., K]`.

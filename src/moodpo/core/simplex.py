@@ -6,7 +6,6 @@ simplex that is cut into small ones, N lattice points and S small simplices.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -23,7 +22,6 @@ __all__ = [
     "sample_dirichlet",
     "simplex_corners",
     "simplex_lattice",
-    "with_signs",
 ]
 
 FRACTION_STEPS = 1 << 53  # fractions that float64 tells apart in [0, 1)
@@ -97,7 +95,7 @@ def simplex_corners(num_objectives: int) -> Tensor:
     return torch.eye(num_objectives)
 
 
-def antithetic_weights(weights: Tensor, signed: Tensor | None = None) -> Tensor:
+def antithetic_weights(weights: Tensor) -> Tensor:
     """Opposite weights: what mattered most now matters least.
 
     Reflects each vector within its own range, `m = max(w) + min(w) - w`, and normalizes. The
@@ -108,53 +106,16 @@ def antithetic_weights(weights: Tensor, signed: Tensor | None = None) -> Tensor:
     opposite of the opposite is `w`. A corner and an even split of the other objectives are
     opposites, and the center is its own. (Ours.)
 
-    Signed weights change their sign, and the others are reflected among themselves: again the
-    reflection through the center of all that may be asked.
-
     Args:
-        weights: `[..., K]` on the simplex; `Σ_k |w_k| = 1` where some are signed.
-        signed: `[K]` bool, the objectives whose weight may be negative; none when None.
+        weights: `[..., K]` on the simplex.
 
     Returns:
-        Weights of the same shape, as large in sum.
+        Weights of the same shape, on the simplex.
     """
-    if signed is None or not bool(signed.any()):
-        return _mirrored(weights)
-    opposite = -weights
-    others = weights[..., ~signed]
-    if others.shape[-1]:
-        total = others.sum(-1, keepdim=True)
-        shares = others / torch.where(total > 0, total, torch.ones_like(total))
-        opposite[..., ~signed] = torch.where(total > 0, total * _mirrored(shares), others)
-    return opposite
-
-
-def _mirrored(weights: Tensor) -> Tensor:
     mirrored = weights.amax(-1, keepdim=True) + weights.amin(-1, keepdim=True) - weights
     # All-zero rows have no opposite; they stay as they are.
     total = mirrored.sum(-1, keepdim=True)
     return mirrored / torch.where(total > 0, total, torch.ones_like(total))
-
-
-def with_signs(weights: Tensor, signed: Tensor) -> Tensor:
-    """Weight vectors in all the signs that may be asked for.
-
-    Args:
-        weights: `[W, K]` on the simplex.
-        signed: `[K]` bool, the objectives whose weight may be negative.
-
-    Returns:
-        `[W', K]`: each vector once with every choice of signs of its signed weights, the given
-        one first; a weight of 0 has one sign.
-    """
-    rows: list[Tensor] = []
-    for row in weights:
-        places = [k for k in range(len(row)) if bool(signed[k]) and bool(row[k] > 0)]
-        for flips in itertools.product((1.0, -1.0), repeat=len(places)):
-            signs = torch.ones_like(row)
-            signs[places] = torch.tensor(flips, dtype=row.dtype)
-            rows.append(row * signs)
-    return torch.stack(rows)
 
 
 def kronecker_points(

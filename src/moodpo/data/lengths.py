@@ -124,15 +124,11 @@ def longest_instruction(
     conditioner: Conditioner, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[float, ...]:
     """The weights, among some that cover the simplex, whose instruction has the most tokens."""
-    import torch
-
     from moodpo.core.simplex import simplex_corners, simplex_lattice
 
     K = len(conditioner.objectives)
     fine = [d for d in (20, 10, 5, 3, 2) if math.comb(K + d - 1, d) <= MAX_PROBES]
     probes = simplex_lattice(K, fine[0]) if fine else simplex_corners(K)
-    signed = torch.tensor([name in conditioner.signed for name in conditioner.objectives])
-    probes = torch.cat([probes, torch.where(signed, -probes, probes)])
     return max(
         (tuple(row) for row in probes.tolist()),
         key=lambda weights: len(conditioner.encode(tokenizer, "x", weights)),

@@ -85,11 +85,6 @@ class ForgedPrompts:
         """Those of the policy."""
         return self.policy.objectives
 
-    @property
-    def signed(self) -> tuple[str, ...]:
-        """Those of the policy."""
-        return self.policy.signed
-
     def sample(
         self,
         prompts: Sequence[Prompt],
@@ -99,11 +94,9 @@ class ForgedPrompts:
         sampling: SamplingConfig,
     ) -> list[Answer]:
         """As the policy's, on forged prompts."""
-        import torch
-
         from moodpo.core.simplex import antithetic_weights
 
-        opposite = antithetic_weights(weights, torch.tensor(self.policy.signed_mask)).tolist()
+        opposite = antithetic_weights(weights).tolist()
         forged = [
             forge(prompt, self.policy.conditioner, row)
             for prompt, row in zip(prompts, opposite, strict=True)

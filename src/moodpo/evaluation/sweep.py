@@ -19,8 +19,7 @@ and may have
   otherwise); those of an `Answer` are how many tokens were sampled, the end of the sequence too;
 - `kl_to_reference(prompts, weights, answers, *, sampling) -> list[float] | None`: KL per sequence
   in nats of what `sample` answered (and as it answered: texts or `Answer`s); None where unknown;
-- `describe() -> dict`: what identifies it (`name`, `path`, `kind`, `lineage`);
-- `signed`: the names of the objectives whose weight may be negative.
+- `describe() -> dict`: what identifies it (`name`, `path`, `kind`, `lineage`).
 """
 
 from __future__ import annotations
@@ -212,7 +211,6 @@ def sweep(
         RewardError: If a reward is infinite or has the wrong shape.
     """
     objectives = tuple(policy.objectives)
-    signed = tuple(getattr(policy, "signed", ()))
     prompts = as_prompts(prompts)
     columns = {name: list(values) for name, values in (columns or {}).items()}
     _check_arguments(objectives, prompts, panel, baseline_policy, columns)
@@ -221,11 +219,7 @@ def sweep(
         prompts=prompts,
         columns=columns,
         weights=check_weights(
-            default_weights(len(objectives), signed=[name in signed for name in objectives])
-            if weights is None
-            else weights,
-            objectives,
-            signed=signed,
+            default_weights(len(objectives)) if weights is None else weights, objectives
         ),
         seeds=prompt_seeds(seed, len(prompts)),
         sampling=sampling,

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,7 @@ DEFAULT_LEVELS = {2: 11, 3: 5, 4: 5}
 NUM_INNER = 32  # low-discrepancy vectors where a lattice would be too large
 
 
-def default_weights(
-    num_objectives: int, levels: int | None = None, *, signed: Sequence[bool] = ()
-) -> FloatArray:
+def default_weights(num_objectives: int, levels: int | None = None) -> FloatArray:
     """Weight vectors that cover the simplex.
 
     The lattice of Das and Dennis (1998) for up to four objectives (11 vectors for two, as MI-EPO
@@ -43,10 +41,9 @@ def default_weights(
     Args:
         num_objectives: K, at least 1.
         levels: Levels per objective of a lattice, for any K; at least 2.
-        signed: Which of the K objectives take negative weights: those vectors are in it, too.
 
     Returns:
-        `[W, K]`, each row on the simplex, or with sizes that sum to 1; the same on every call.
+        `[W, K]`, each row on the simplex; the same on every call.
 
     Raises:
         WeightsError: If an argument is too small.
@@ -59,13 +56,10 @@ def default_weights(
     if num_objectives == 1:
         return np.ones((1, 1))
     levels = levels or DEFAULT_LEVELS.get(num_objectives)
-    rows = _covering(num_objectives) if levels is None else _lattice(num_objectives, levels - 1)
-    return _in_all_signs(rows, signed) if any(signed) else rows
+    return _covering(num_objectives) if levels is None else _lattice(num_objectives, levels - 1)
 
 
-def load_weights_file(
-    path: str | os.PathLike[str], objectives: Sequence[str], *, signed: Collection[str] = ()
-) -> FloatArray:
+def load_weights_file(path: str | os.PathLike[str], objectives: Sequence[str]) -> FloatArray:
     """Reads weight vectors from a CSV or JSON file.
 
     CSV: K columns in the policy's order, under a header of their names or none. JSON: a list of
@@ -76,7 +70,6 @@ def load_weights_file(
     Args:
         path: Ends in `.json` for JSON; anything else is read as CSV.
         objectives: K names in the policy's order.
-        signed: Names whose weight may be negative.
 
     Returns:
         `[W, K]` in the policy's order.
@@ -96,7 +89,7 @@ def load_weights_file(
         rows = read(text, tuple(objectives))
         if not rows:
             raise WeightsError("no weights in it")
-        return np.array([_row(place, values, objectives, signed) for place, values in rows])
+        return np.array([_row(place, values, objectives) for place, values in rows])
     except WeightsError as error:
         example = ",".join(objectives)
         raise WeightsError(
@@ -105,16 +98,13 @@ def load_weights_file(
         ) from error
 
 
-def check_weights(
-    weights: ArrayLike, objectives: Sequence[str], *, signed: Collection[str] = ()
-) -> FloatArray:
+def check_weights(weights: ArrayLike, objectives: Sequence[str]) -> FloatArray:
     """Weight vectors as a float64 array on the simplex.
 
     Args:
         weights: `[W, K]`, an array, tensor, nested sequence, or a table or list of mappings that
             is read by name; rows are normalized.
         objectives: K names.
-        signed: Names whose weight may be negative.
 
     Returns:
         `[W, K]`.
@@ -125,7 +115,7 @@ def check_weights(
     """
     rows = rows_of(weights)
     if rows and any(values_by_name(row, objectives) is not None for row in rows):
-        return np.array(weight_rows(rows, objectives, count=len(rows), signed=signed))
+        return np.array(weight_rows(rows, objectives, count=len(rows)))
     try:
         values = np.asarray(weights, dtype=np.float64)
     except (TypeError, ValueError):
@@ -138,7 +128,7 @@ def check_weights(
             f"weights must be [W, {len(objectives)}] with one column per objective "
             f"({', '.join(objectives)}); got {list(values.shape)}."
         )
-    return np.array([_row(f"row {i + 1}", row, objectives, signed) for i, row in enumerate(values)])
+    return np.array([_row(f"row {i + 1}", row, objectives) for i, row in enumerate(values)])
 
 
 def _lattice(num_objectives: int, divisions: int) -> FloatArray:
@@ -162,26 +152,13 @@ def _covering(num_objectives: int) -> FloatArray:
     return np.concatenate([np.eye(num_objectives), center, inner])
 
 
-def _in_all_signs(rows: FloatArray, signed: Sequence[bool]) -> FloatArray:
-    import torch
-
-    from moodpo.core.simplex import with_signs
-
-    return with_signs(torch.from_numpy(rows), torch.tensor(list(signed))).numpy()
-
-
-def _row(
-    place: str,
-    values: Sequence[Any] | FloatArray,
-    objectives: Sequence[str],
-    signed: Collection[str],
-) -> list[float]:
+def _row(place: str, values: Sequence[Any] | FloatArray, objectives: Sequence[str]) -> list[float]:
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
         raise WeightsError(f"{place} is not numbers: {list(values)}.") from None
     try:
-        return list(validate_weights(numbers, objectives, signed=signed))
+        return list(validate_weights(numbers, objectives))
     except WeightsError as error:
         raise WeightsError(f"{place}: {error}") from error
 

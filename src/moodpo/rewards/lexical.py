@@ -192,26 +192,77 @@ class LexicalScorer:
         function: (prompt text, completion) -> score.
         bounds: Lowest and highest score.
         summary: What a high score means.
+        phrase: How the objective reads in a sentence such as "Be very …".
+        directive: A sentence that asks for it by itself.
     """
 
     name: str
     function: Callable[[str, str], float]
     bounds: tuple[float, float]
     summary: str
+    phrase: str
+    directive: str
 
 
 LEXICAL: dict[str, LexicalScorer] = {
-    function.__name__: LexicalScorer(
-        name=function.__name__, function=function, bounds=bounds, summary=summary
-    )
-    for function, bounds, summary in (
-        (positivity, (-1.0, 1.0), "cheerful (VADER)"),
-        (neutrality, (0.0, 1.0), "without emotion either way (VADER)"),
-        (objectivity, (0.0, 1.0), "statements rather than opinions (TextBlob)"),
-        (brevity, (0.0, 1.0), "short, with a floor of a few words"),
-        (detail, (0.0, 1.0), "says much that is new and not copied from the prompt"),
-        (plainness, (0.0, 1.0), "short words and sentences (Flesch)"),
-        (richness, (0.0, 1.0), "long words (three syllables or more)"),
+    scorer.name: scorer
+    for scorer in (
+        LexicalScorer(
+            name="positivity",
+            function=positivity,
+            bounds=(-1.0, 1.0),
+            summary="cheerful (VADER)",
+            phrase="cheerful and positive",
+            directive="Answer with great joy, love and enthusiasm!",
+        ),
+        LexicalScorer(
+            name="neutrality",
+            function=neutrality,
+            bounds=(0.0, 1.0),
+            summary="without emotion either way (VADER)",
+            phrase="neutral in tone",
+            directive="Answer in a neutral, dry tone.",
+        ),
+        LexicalScorer(
+            name="objectivity",
+            function=objectivity,
+            bounds=(0.0, 1.0),
+            summary="statements rather than opinions (TextBlob)",
+            phrase="neutral and factual",
+            directive="Give only plain facts.",
+        ),
+        LexicalScorer(
+            name="brevity",
+            function=brevity,
+            bounds=(0.0, 1.0),
+            summary="short, with a floor of a few words",
+            phrase="brief",
+            directive="Answer in one short sentence.",
+        ),
+        LexicalScorer(
+            name="detail",
+            function=detail,
+            bounds=(0.0, 1.0),
+            summary="says much that is new and not copied from the prompt",
+            phrase="detailed",
+            directive="Explain in depth, with many details and examples.",
+        ),
+        LexicalScorer(
+            name="plainness",
+            function=plainness,
+            bounds=(0.0, 1.0),
+            summary="short words and sentences (Flesch)",
+            phrase="plain and simple",
+            directive="Write simply, as for a small child, with short words.",
+        ),
+        LexicalScorer(
+            name="richness",
+            function=richness,
+            bounds=(0.0, 1.0),
+            summary="long words (three syllables or more)",
+            phrase="learned in your words",
+            directive="Use a learned, academic style.",
+        ),
     )
 }
 

@@ -102,6 +102,8 @@ class Preset:
         revision: Pinned commit, None where unknown.
         license: As on the model card; "unverified" where we could not read one.
         summary: What a high score means.
+        phrase: How the objective reads in a sentence such as "Be very …".
+        directive: A sentence that asks for it by itself.
     """
 
     name: str
@@ -114,6 +116,8 @@ class Preset:
     revision: str | None
     license: str
     summary: str
+    phrase: str
+    directive: str
 
 
 PRESETS: dict[str, Preset] = {
@@ -130,6 +134,8 @@ PRESETS: dict[str, Preset] = {
             revision=None,
             license="MIT",
             summary="more helpful, as raters of Anthropic HH see it",
+            phrase="helpful",
+            directive="Help as much as you can.",
         ),
         Preset(
             name="harmless",
@@ -142,6 +148,8 @@ PRESETS: dict[str, Preset] = {
             revision=None,
             license="MIT",
             summary="more harmless, as raters of Anthropic HH see it",
+            phrase="harmless",
+            directive="Avoid anything that could do harm.",
         ),
         Preset(
             name="humor",
@@ -154,6 +162,8 @@ PRESETS: dict[str, Preset] = {
             revision=None,
             license="Apache-2.0",
             summary="the response alone reads as a joke",
+            phrase="funny",
+            directive="Be funny.",
         ),
         Preset(
             name="deberta",
@@ -166,6 +176,8 @@ PRESETS: dict[str, Preset] = {
             revision=None,
             license="unverified",
             summary="preferred by human raters, broadly",
+            phrase="high-quality",
+            directive="Give the best answer you can.",
         ),
         Preset(
             name="summary",
@@ -178,6 +190,8 @@ PRESETS: dict[str, Preset] = {
             revision=None,
             license="unverified",
             summary="a better summary of the post (the prompt)",
+            phrase="complete",
+            directive="Cover everything that matters.",
         ),
         # Raw logit[1] of the whole response, as Rewards-in-Context, is the default: a policy
         # trained on its first sentence alone is free to invent in the second. Rewarded Soups'
@@ -193,6 +207,8 @@ PRESETS: dict[str, Preset] = {
             revision=None,
             license="CC-BY-SA-4.0",
             summary="says nothing that the post (the prompt) does not",
+            phrase="faithful to the text",
+            directive="Say only what the text says.",
         ),
     )
 }

@@ -19,6 +19,7 @@ from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.models.chat_templates import read_template_kwargs
 from moodpo.removed import refuse_removed
+from moodpo.rewards.words import words_of
 from moodpo.training.inherited import check_inherited, check_launch
 from moodpo.training.settings import Settings, check_choices, check_ranges, ranges
 
@@ -67,13 +68,13 @@ class MOODPOConfig(Settings, TrainingArguments):  # type: ignore[misc]
         Raises:
             ConfigError: If a setting names another objective.
         """
-        return Conditioner.of(
-            objectives,
+        return Conditioner(
+            objectives=tuple(objectives),
+            **words_of(objectives),
             weight_format=self.weight_format,
             template=self.instruction_template,
             prompt_template=prompt_template,
             lower_bounds=parse_bound_ranges(self.lower_bounds),
-            signed=tuple(self.signed_objectives),
             chat_template_kwargs=read_template_kwargs(self.chat_template_kwargs),
         )
 
@@ -105,11 +106,6 @@ class MOODPOConfig(Settings, TrainingArguments):  # type: ignore[misc]
 
     def _check_combinations(self) -> None:
         parse_bound_ranges(self.lower_bounds)  # refuses what it cannot read
-        if self.signed_objectives and self.scalarization == "chebyshev":
-            raise ConfigError(
-                "scalarization=chebyshev measures from the best of each objective, and of "
-                f"{', '.join(self.signed_objectives)} less may be asked for. Use linear."
-            )
         if self.num_generations % self.weights_per_prompt:
             raise ConfigError(
                 f"num_generations must be a multiple of weights_per_prompt; got "

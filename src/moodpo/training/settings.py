@@ -150,8 +150,7 @@ class Settings:
     weight_format: str = setting(
         "weights",
         DEFAULT_FORMAT,
-        f"How weights are written into the system instruction: {', '.join(WEIGHT_FORMATS)}, or "
-        "several joined by '+'.",
+        f"How weights are written into the system instruction: {', '.join(WEIGHT_FORMATS)}.",
     )
     instruction_template: str | None = setting(
         "weights",
@@ -183,11 +182,6 @@ class Settings:
         at_least=0,
         at_most=1,
         record="training",
-    )
-    signed_objectives: list[str] = setting(
-        "weights",
-        [],
-        "Objectives whose weight may be negative: less of them may be asked for, too.",
     )
 
     # Rewards
