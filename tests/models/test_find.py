@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from moodpo.errors import ManifestError, MissingDependencyError
 from moodpo.manifest import RunManifest
 from moodpo.models.embedded import POLICY_HUB_ID
-from moodpo.models.find import find_hub_file, find_policy, locate_base, recorded_base
+from moodpo.models.find import find_hub_file, find_policy, locate_base, recorded_base, whole_model
 from tiny_checkpoints import install_in_hub_cache
 
 
@@ -52,7 +55,7 @@ def hub(tmp_path, monkeypatch):
 def test_a_whole_model(base):
     files = find_policy(base)
     assert (files.model, files.adapter, files.manifest) == (str(base), None, None)
-    assert files.weights_folder == base
+    assert files.path == str(base)
     manifest().save(base)
     assert find_policy(base).manifest.objectives == ("a", "b")
 
@@ -133,11 +136,23 @@ def test_nothing_there(tmp_path, hub):
 def test_hub_ids_in_the_cache(base, hub):
     install_in_hub_cache(base, "org/plain", hub)
     files = find_policy("org/plain")
-    assert (files.model, files.manifest, files.weights_folder) == ("org/plain", None, None)
+    assert (files.model, files.manifest, files.path) == ("org/plain", None, "org/plain")
     manifest().save(base)
     install_in_hub_cache(base, "org/steerable", hub)
     found = find_policy("org/steerable")
     assert found.manifest.objectives == ("a", "b")
     assert found.name == "org/steerable"
-    assert (found.weights_folder / "config.json").is_file()
+    assert (Path(found.path) / "config.json").is_file()
     assert find_hub_file("org/plain", "config.json").is_file()
+
+
+def test_a_whole_model_is_not_looked_at(monkeypatch, base):
+    monkeypatch.setattr("moodpo.models.embedded.embedded_policy_path", lambda: base)
+    files = whole_model("org/any")
+    assert (files.name, files.model, files.tokenizer, files.adapter) == (*("org/any",) * 3, None)
+    assert whole_model("embedded").model == str(base)
+
+
+def test_finding_loads_no_torch():
+    code = "import sys, moodpo.models.find; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

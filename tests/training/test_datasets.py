@@ -113,7 +113,7 @@ def test_what_cannot_be_trained_on_is_refused_in_words(given, said, tmp_path):
 @pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
 @pytest.mark.parametrize("given", [UNUSABLE[0][0], UNUSABLE[3][0], UNUSABLE[5][0], of(None)])
 def test_nothing_is_loaded_for_an_unusable_data_set(given, name, tmp_path, monkeypatch):
-    monkeypatch.setattr("moodpo.training.trainer._load", None)
+    monkeypatch.setattr("moodpo.training.trainer.load_given", None)
     datasets = {"train_dataset": DATA, name: given}
     with pytest.raises(DataError, match=f"^{name}"):
         MOODPOTrainer("org/policy", reward_funcs=[], args=config(tmp_path), **datasets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,19 +15,16 @@ from moodpo.cli.console import warn
 from moodpo.cli.settings import TrainSettings
 from moodpo.errors import ConfigError, ManifestError, MissingDependencyError
 from moodpo.manifest import hash_weights
-from moodpo.models.find import locate_base, recorded_base
-from moodpo.models.load import load_adapter, load_model
+from moodpo.models.find import PolicyFiles, locate_base, recorded_base, whole_model
+from moodpo.models.load import load_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from moodpo.training.config import MOODPOConfig
 
 __all__ = [
     "TrainedModel",
     "extend_lineage",
     "load_policy",
-    "load_tokenizer",
 ]
 
 
@@ -39,17 +36,6 @@ class TrainedModel:
     peft_config: Any  # None where the model carries its adapter already, or is trained in full
     ref_model: Any  # None where the trainer can make the reference itself
     base: str  # what lies under the adapter, or was there before training
-
-
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    from transformers import AutoTokenizer
-
-    return _loading(source.path, lambda: AutoTokenizer.from_pretrained(source.path))
 
 
 def load_policy(
@@ -69,22 +55,23 @@ def load_policy(
     adapter = start is not None and start.is_adapter
     if start is not None and adapter:
         _check_adapter_flags(settings, start)
-        model = _load(settings, source.path, args, lora=True)
-        model = _load_adapter(model, source, start)
+        _check_base(source, start)
+        files = replace(whole_model(source.path), adapters={"default": start.path})
+        model = _load(settings, files, args, lora=True)
         return TrainedModel(model=model, peft_config=None, ref_model=None, base=source.path)
     lora = settings.model.use_peft
     config = _adapter_config(settings)
     if start is None:
-        model = _load(settings, source.path, args, lora=lora)
+        model = _load(settings, whole_model(source.path), args, lora=lora)
         return TrainedModel(model=model, peft_config=config, ref_model=None, base=source.path)
-    model = _load(settings, start.path, args, lora=lora)
+    model = _load(settings, whole_model(start.path), args, lora=lora)
     if not lora:
         return TrainedModel(model=model, peft_config=None, ref_model=None, base=source.path)
     # A fresh adapter on the earlier iteration's whole model: switching it off gives that model,
     # so the SFT model must be a reference of its own.
     reference = None
     if args.reference == "base":
-        reference = _load(settings, source.path, args, lora=True)
+        reference = _load(settings, whole_model(source.path), args, lora=True)
     return TrainedModel(model=model, peft_config=config, ref_model=reference, base=start.path)
 
 
@@ -116,10 +103,10 @@ def _output_dir_of(checkpoint: Path) -> Path:
     return path.parent if path.name.startswith("checkpoint-") else path
 
 
-def _load(settings: TrainSettings, path: str, args: MOODPOConfig, *, lora: bool) -> Any:
+def _load(settings: TrainSettings, files: PolicyFiles, args: MOODPOConfig, *, lora: bool) -> Any:
     flags = settings.model
     dtype = flags.dtype or ("bfloat16" if lora and args.bf16 else "float32")
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {}
     if (quantization := quantization_config(replace(flags, dtype=dtype))) is not None:
         options["quantization_config"] = quantization
         options["device_map"] = (
@@ -127,20 +114,15 @@ def _load(settings: TrainSettings, path: str, args: MOODPOConfig, *, lora: bool)
         )
     if flags.attn_implementation is not None:
         options["attn_implementation"] = flags.attn_implementation
-    if not Path(path).is_dir():
+    if not Path(files.model).is_dir():
         options["revision"] = flags.model_revision
-    return load_model(path, **options)
+    return load_model(files, dtype=dtype, adapter="trainable", **options)
 
 
-def _load_adapter(model: Any, source: ModelSource, start: Start) -> Any:
-    from peft import prepare_model_for_kbit_training
-
+def _check_base(source: ModelSource, start: Start) -> None:
     trained_on = recorded_base(start.manifest)
     if trained_on and not _same_place(trained_on, source.path):
         warn(f"the adapter {start.path} was trained on {trained_on}, not on {source.path}.")
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return load_adapter(model, start.path, trainable=True)
 
 
 def _check_adapter_flags(settings: TrainSettings, start: Start) -> None:
@@ -160,16 +142,6 @@ def _check_adapter_flags(settings: TrainSettings, start: Start) -> None:
             raise ConfigError(
                 f"--{flag} {asked}: the adapter {start.path} has {has} and keeps it. Drop the flag."
             )
-
-
-def _loading(path: str, load: Callable[[], Any]) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        return load()
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{path} cannot be loaded: {said}") from error
 
 
 def _same_place(first: str, second: str) -> bool:

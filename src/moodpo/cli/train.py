@@ -150,13 +150,15 @@ def _train(
     from transformers import set_seed
 
     from moodpo.cli.after import sweep_trained, sweep_while_training
-    from moodpo.cli.models import extend_lineage, load_policy, load_tokenizer
+    from moodpo.cli.models import extend_lineage, load_policy
+    from moodpo.models.find import whole_model
+    from moodpo.models.load import load_tokenizer
     from moodpo.training.datasets import check_batches
     from moodpo.training.observe import InterruptCallback
     from moodpo.training.trainer import MOODPOTrainer
 
     quiet_loading()
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(whole_model(source.path))
     limits: dict[str, Any] = {
         "max_prompt_length": args.max_prompt_length,
         "overflow": args.prompt_overflow,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moodpo.errors import ManifestError
@@ -19,6 +20,7 @@ __all__ = [
     "find_policy",
     "locate_base",
     "recorded_base",
+    "whole_model",
 ]
 
 BASE_REMEDY = "If the adapter's base model has moved, say where: --base_model, or base_model=."
@@ -33,15 +35,19 @@ class PolicyFiles:
 
     name: str  # what the user called it
     model: str  # folder or Hub id of the whole model
-    adapter: str | None  # folder of the adapter on it, if there is one
     tokenizer: str  # folder or Hub id
-    manifest: RunManifest | None  # None for a model that moodpo did not train
+    adapters: Mapping[str, str] = field(default_factory=dict)  # folders of those on it, by name
+    manifest: RunManifest | None = None  # None for a model that moodpo did not train
 
     @property
-    def weights_folder(self) -> Path | None:
-        """The folder whose weights tell this policy from others; None for a Hub id."""
-        folder = Path(self.adapter or self.model)
-        return folder if folder.is_dir() else None
+    def adapter(self) -> str | None:
+        """Folder of the first adapter, if there is one."""
+        return next(iter(self.adapters.values()), None)
+
+    @property
+    def path(self) -> str:
+        """The folder or Hub id whose weights tell this policy from others."""
+        return self.adapter or self.model
 
 
 def find_policy(policy: str | Path, *, base_model: str | None = None) -> PolicyFiles:
@@ -61,7 +67,7 @@ def find_policy(policy: str | Path, *, base_model: str | None = None) -> PolicyF
             raise ManifestError(f"{name} does not exist. Pass what `moodpo train` wrote.")
         downloaded = _find_on_hub(name)
         if downloaded is None:
-            return PolicyFiles(name=name, model=name, adapter=None, tokenizer=name, manifest=None)
+            return whole_model(name)
         folder = downloaded
     manifest = RunManifest.load(folder) if (folder / MANIFEST_NAME).is_file() else None
     if (folder / ADAPTER_CONFIG).is_file():
@@ -70,8 +76,8 @@ def find_policy(policy: str | Path, *, base_model: str | None = None) -> PolicyF
         return PolicyFiles(
             name=name,
             model=locate_base(base),
-            adapter=str(folder),
             tokenizer=tokenizer,
+            adapters={"default": str(folder)},
             manifest=manifest,
         )
     if not (folder / MODEL_CONFIG).is_file():
@@ -81,9 +87,17 @@ def find_policy(policy: str | Path, *, base_model: str | None = None) -> PolicyF
             f"{name} holds no policy (neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}).{hint} Pass "
             "what `moodpo train` wrote."
         )
-    return PolicyFiles(
-        name=name, model=str(folder), adapter=None, tokenizer=str(folder), manifest=manifest
-    )
+    return PolicyFiles(name=name, model=str(folder), tokenizer=str(folder), manifest=manifest)
+
+
+def whole_model(model: str) -> PolicyFiles:
+    """A whole model with its tokenizer beside it; whether they are there, loading will tell.
+
+    Args:
+        model: A folder, a Hub id, or `embedded`.
+    """
+    path = locate_base(model) if model == EMBEDDED_NAME else model
+    return PolicyFiles(name=model, model=path, tokenizer=path)
 
 
 def recorded_base(manifest: RunManifest | None) -> str | None:
@@ -110,10 +124,7 @@ def locate_base(base: str) -> str:
     if (embedded := locate_embedded(base)) is not None:
         return embedded
     if looks_local(base):
-        raise ManifestError(
-            f"The policy's base model {base} is not there any more. Say where it is: "
-            "--base_model, or base_model=."
-        )
+        raise ManifestError(f"The policy's base model {base} is not there any more. {BASE_REMEDY}")
     return base
 
 

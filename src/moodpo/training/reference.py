@@ -28,6 +28,7 @@ from moodpo.models.adapters import (
     rewrites_base,
     switched_off,
 )
+from moodpo.models.find import whole_model
 from moodpo.models.load import load_model
 from moodpo.models.probe import gap, probe_logps, tolerance
 
@@ -331,8 +332,10 @@ def _reference_from_path(path: str, model: nn.Module, fresh: FreshAdapter | None
 
 def _load_frozen(path: str, model: nn.Module) -> nn.Module:
     first = next(p for p in model.parameters() if p.is_floating_point())
-    loaded: nn.Module = load_model(path, dtype=first.dtype)
-    return loaded.to(first.device)
+    loaded: nn.Module = load_model(
+        whole_model(path), dtype=first.dtype, device=first.device, adapter=None
+    )
+    return loaded
 
 
 def _adapter_values(path: str, model: nn.Module, fresh: FreshAdapter | None) -> dict[str, Tensor]:

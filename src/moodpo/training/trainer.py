@@ -22,7 +22,6 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
@@ -44,7 +43,7 @@ from moodpo.kernels.fused_lora import fuse_lora
 from moodpo.manifest import RunManifest, check_continuation
 from moodpo.models.adapters import wrap_model
 from moodpo.models.chat_templates import warn_of_dates
-from moodpo.models.load import load_model
+from moodpo.models.load import load_given
 from moodpo.models.logps import (
     CompletionLogps,
     TokenBatch,
@@ -176,7 +175,7 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
         args = args or MOODPOConfig(output_dir="moodpo-output")
         datasets = check_datasets(args, train_dataset, eval_dataset)
         check_data(reward_funcs, *datasets)
-        model, tokenizer = _load(model, processing_class, args)
+        model, tokenizer = load_given(model, processing_class)
         check_model_lengths(model, args)
         sft = absolute_folder(known_base(model, base, start))
         base = absolute_folder(base or getattr(model.config, "_name_or_path", None) or None)
@@ -1028,18 +1027,6 @@ def sampling_config(args: MOODPOConfig) -> SamplingConfig:
         top_p=args.top_p,
         top_k=args.top_k,
     )
-
-
-def _load(
-    model: str | PreTrainedModel | nn.Module,
-    tokenizer: PreTrainedTokenizerBase | None,
-    args: MOODPOConfig,
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    if isinstance(model, str):
-        model = load_model(model, dtype=torch.float32)
-    if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)  # type: ignore[union-attr]
-    return model, tokenizer
 
 
 def _collate(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
