@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,22 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moodpo._upstream import peft_config, quantization_config
-from moodpo.cli.checks import ModelSource, Start
 from moodpo.cli.console import warn
 from moodpo.cli.settings import TrainSettings
-from moodpo.errors import ConfigError, ManifestError, MissingDependencyError
-from moodpo.manifest import hash_weights
-from moodpo.models.find import PolicyFiles, locate_base, recorded_base, whole_model
+from moodpo.errors import ConfigError
+from moodpo.models.find import PolicyFiles, recorded_base, same_model
 from moodpo.models.load import load_model
 
 if TYPE_CHECKING:
     from moodpo.training.config import MOODPOConfig
 
-__all__ = [
-    "TrainedModel",
-    "extend_lineage",
-    "load_policy",
-]
+__all__ = ["TrainedModel", "load_policy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +32,7 @@ class TrainedModel:
 
 
 def load_policy(
-    settings: TrainSettings, source: ModelSource, start: Start | None, args: MOODPOConfig
+    settings: TrainSettings, source: PolicyFiles, start: PolicyFiles | None, args: MOODPOConfig
 ) -> TrainedModel:
     """Loads the policy as training starts.
 
@@ -52,43 +45,25 @@ def load_policy(
     Raises:
         ConfigError: If the checkpoint does not fit the model or the flags.
     """
-    adapter = start is not None and start.is_adapter
-    if start is not None and adapter:
+    if start is not None and start.adapter is not None:
         _check_adapter_flags(settings, start)
-        _check_base(source, start)
-        files = replace(whole_model(source.path), adapters={"default": start.path})
-        model = _load(settings, files, args, lora=True)
+        _warn_of_other_base(source, start)
+        model = _load(settings, start, args, lora=True)
         return TrainedModel(model=model, peft_config=None, ref_model=None, base=source.path)
     lora = settings.model.use_peft
     config = _adapter_config(settings)
     if start is None:
-        model = _load(settings, whole_model(source.path), args, lora=lora)
+        model = _load(settings, source, args, lora=lora)
         return TrainedModel(model=model, peft_config=config, ref_model=None, base=source.path)
-    model = _load(settings, whole_model(start.path), args, lora=lora)
+    model = _load(settings, start, args, lora=lora)
     if not lora:
         return TrainedModel(model=model, peft_config=None, ref_model=None, base=source.path)
     # A fresh adapter on the earlier iteration's whole model: switching it off gives that model,
     # so the SFT model must be a reference of its own.
     reference = None
     if args.reference == "base":
-        reference = _load(settings, whole_model(source.path), args, lora=True)
+        reference = _load(settings, source, args, lora=True)
     return TrainedModel(model=model, peft_config=config, ref_model=reference, base=start.path)
-
-
-def extend_lineage(start: Start | None) -> list[Mapping[str, Any]]:
-    """Records of all earlier iterations, oldest first, for `moodpo.json`."""
-    if start is None:
-        return []
-    previous = start.manifest
-    if previous is None:
-        warn(f"{start.path} has no moodpo.json: its objectives and lineage are unknown.")
-    entry = {
-        "path": start.path,
-        "sha256": hash_weights(start.path),
-        "steps": previous.training.get("steps") if previous else None,
-        "output_dir": str(_output_dir_of(Path(start.path))),
-    }
-    return [*(previous.lineage if previous else ()), entry]
 
 
 def _adapter_config(settings: TrainSettings) -> Any:
@@ -96,11 +71,6 @@ def _adapter_config(settings: TrainSettings) -> Any:
         return peft_config(settings.model)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-def _output_dir_of(checkpoint: Path) -> Path:
-    path = checkpoint.resolve()
-    return path.parent if path.name.startswith("checkpoint-") else path
 
 
 def _load(settings: TrainSettings, files: PolicyFiles, args: MOODPOConfig, *, lora: bool) -> Any:
@@ -119,13 +89,13 @@ def _load(settings: TrainSettings, files: PolicyFiles, args: MOODPOConfig, *, lo
     return load_model(files, dtype=dtype, adapter="trainable", **options)
 
 
-def _check_base(source: ModelSource, start: Start) -> None:
+def _warn_of_other_base(source: PolicyFiles, start: PolicyFiles) -> None:
     trained_on = recorded_base(start.manifest)
-    if trained_on and not _same_place(trained_on, source.path):
+    if trained_on and not same_model(trained_on, source.path):
         warn(f"the adapter {start.path} was trained on {trained_on}, not on {source.path}.")
 
 
-def _check_adapter_flags(settings: TrainSettings, start: Start) -> None:
+def _check_adapter_flags(settings: TrainSettings, start: PolicyFiles) -> None:
     """An adapter keeps its shape: flags that ask for another one are refused."""
     from peft import LoraConfig, PeftConfig
 
@@ -142,13 +112,3 @@ def _check_adapter_flags(settings: TrainSettings, start: Start) -> None:
             raise ConfigError(
                 f"--{flag} {asked}: the adapter {start.path} has {has} and keeps it. Drop the flag."
             )
-
-
-def _same_place(first: str, second: str) -> bool:
-    try:
-        first, second = locate_base(first), locate_base(second)
-    except (ManifestError, MissingDependencyError):
-        return False  # it is not here any more
-    return first == second or (
-        Path(first).is_dir() and Path(first).resolve() == Path(second).resolve()
-    )
