@@ -25,11 +25,12 @@ from moodpo.conditioning.weights import validate_bounds, weight_rows
 from moodpo.core.seeds import derive_seed
 from moodpo.data.messages import as_prompts
 from moodpo.errors import ConfigError, ManifestError
+from moodpo.files import hash_weights
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, read_answer, token_roles
 from moodpo.limits import check_ranges
-from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
+from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.models.adapters import rewrites_base
 from moodpo.models.find import PolicyFiles, find_policy, locate_base, recorded_base
 from moodpo.models.load import as_device, as_dtype, load

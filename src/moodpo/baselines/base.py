@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, ManifestError
-from moodpo.files import share_files
+from moodpo.files import hash_weights, share_files
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, read_answer, token_roles
-from moodpo.manifest import hash_weights
 from moodpo.models.embedded import EMBEDDED_NAME, is_embedded, recorded_name
 from moodpo.models.find import PolicyFiles, locate_base
 from moodpo.models.load import as_device, as_dtype, load

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moodpo.errors import ConfigError, ManifestError, MissingDependencyError
-from moodpo.files import looks_local
+from moodpo.files import ADAPTER_CONFIG, MODEL_CONFIG, looks_local
 from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.models.embedded import EMBEDDED_NAME, locate_embedded
 
@@ -34,7 +34,6 @@ __all__ = [
 
 BASE_REMEDY = "If the adapter's base model has moved, say where: --base_model, or base_model=."
 
-ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "tokenizer.model", "vocab.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from moodpo.errors import ConfigError
-from moodpo.files import write_json
-from moodpo.manifest import hash_weights
+from moodpo.files import ADAPTER_CONFIG, hash_weights, write_json
 from moodpo.models.embedded import POLICY_PACKAGE, is_embedded, recorded_name
 from moodpo.models.find import PolicyFiles
 
@@ -133,7 +132,7 @@ def record_base(folder: str | Path, base: str | None) -> None:
         folder: Changed where it holds an adapter.
         base: Folder or id of the model under it; None leaves what the adapter says.
     """
-    path = Path(folder) / "adapter_config.json"
+    path = Path(folder) / ADAPTER_CONFIG
     if base is None or not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))

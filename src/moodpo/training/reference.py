@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.errors import ConfigError
-from moodpo.manifest import hash_weights
+from moodpo.files import ADAPTER_CONFIG, hash_weights
 from moodpo.models.adapters import (
     FreshAdapter,
     adapter_differences,
@@ -318,7 +318,7 @@ def _is_silent(model: nn.Module) -> bool:
 
 def _reference_from_path(path: str, model: nn.Module, fresh: FreshAdapter | None) -> Reference:
     record = {"kind": "path", "path": path, "sha256": hash_weights(path)}
-    if not (Path(path) / "adapter_config.json").is_file():
+    if not (Path(path) / ADAPTER_CONFIG).is_file():
         loaded = _load_frozen(path, model)
         _check_vocabulary(loaded, model, f"reference={path}")
         return FrozenModel(loaded, record)
