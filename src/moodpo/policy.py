@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.conditioning.weights import validate_bounds, weight_rows
 from moodpo.core.seeds import derive_seed
+from moodpo.core.tokens import collate_sequences
 from moodpo.data.messages import as_prompts
 from moodpo.errors import ConfigError, ManifestError
 from moodpo.files import hash_weights
@@ -34,7 +35,7 @@ from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.models.adapters import rewrites_base
 from moodpo.models.find import PolicyFiles, find_policy, locate_base, recorded_base
 from moodpo.models.load import as_device, as_dtype, load
-from moodpo.models.logps import collate_sequences, completion_logps, head_is_linear
+from moodpo.models.logps import completion_logps, head_is_linear
 from moodpo.records import Answer, Prompt, TokenIds, prompt_text
 
 if TYPE_CHECKING:

@@ -34,21 +34,18 @@ from moodpo.core.importance import log_importance, matched_log_importance
 from moodpo.core.loss import contrastive_loss, imitation_loss, voted_loss
 from moodpo.core.pairing import gap_threshold
 from moodpo.core.seeds import derive_seed
+from moodpo.core.tokens import TokenBatch
 from moodpo.errors import ConfigError, RewardError, RewardSpecError
 from moodpo.files import share_files, write_json
 from moodpo.generation.base import Generator, SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import padding_token_id, token_roles
-from moodpo.kernels.fused_lora import fuse_lora
 from moodpo.manifest import RunManifest, check_continuation
 from moodpo.models.adapters import wrap_model
 from moodpo.models.chat_templates import warn_of_dates
+from moodpo.models.fast import fuse_lora
 from moodpo.models.load import load_given
-from moodpo.models.logps import (
-    CompletionLogps,
-    TokenBatch,
-    completion_logps,
-)
+from moodpo.models.logps import CompletionLogps, completion_logps
 from moodpo.models.savable import (
     absolute_folder,
     describe_base,
