@@ -55,7 +55,7 @@ from moodpo.evaluation.front import hypervolume
 from moodpo.evaluation.report.plots import plot_front
 from moodpo.evaluation.report.series import Series
 from moodpo.evaluation.results import SweepResult
-from moodpo.manifest import write_json
+from moodpo.files import write_json
 from moodpo.recipes import EMBEDDED
 
 ARMS: dict[str, dict[str, Any]] = {

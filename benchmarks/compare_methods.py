@@ -51,8 +51,8 @@ from moodpo.evaluation.report.tables import Column, Table, format_intervals, mar
 from moodpo.evaluation.results import Baseline, SweepResult
 from moodpo.evaluation.sweep import sweep
 from moodpo.evaluation.weights import default_weights
+from moodpo.files import write_json
 from moodpo.generation.base import Completion, Generator
-from moodpo.manifest import write_json
 from moodpo.models.embedded import EMBEDDED_NAME, embedded_policy_path
 from moodpo.policy import SteerablePolicy
 from moodpo.recipes import EMBEDDED

@@ -45,15 +45,10 @@ from machine import (
 from peft import get_peft_model
 from torch import Tensor, nn
 
+from moodpo.core.tokens import TokenBatch, collate_pairs, collate_sequences
 from moodpo.kernels.attention import use_pair_attention
-from moodpo.kernels.fused_lora import fuse_lora
-from moodpo.models.logps import (
-    TokenBatch,
-    collate_pairs,
-    collate_sequences,
-    completion_logps,
-    head_is_linear,
-)
+from moodpo.kernels.lora import fuse_lora
+from moodpo.models.logps import completion_logps, head_is_linear
 from moodpo.records import TokenIds
 
 WAYS = ("pairs", "sequences", "full")

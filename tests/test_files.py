@@ -19,7 +19,15 @@ from moodpo.cli.outputs import write_sweep
 from moodpo.data.prompts import write_csv
 from moodpo.evaluation.journal import ScoredAnswer, SweepJournal
 from moodpo.evaluation.report.comparison import compare, write_comparison
-from moodpo.files import json_line, share_files, without_non_finite, write_json, write_text
+from moodpo.files import (
+    hash_file,
+    hash_weights,
+    json_line,
+    share_files,
+    without_non_finite,
+    write_json,
+    write_text,
+)
 from moodpo.manifest import RunManifest
 from moodpo.training.metrics import MetricStore
 from moodpo.training.observe import append_jsonl
@@ -147,3 +155,24 @@ def test_a_sum_that_was_no_number_comes_back_as_none_was(tmp_path):
     restored = MetricStore()
     restored.load_state_dict(json.loads((tmp_path / "state.json").read_text()))
     assert math.isnan(restored.pop_means()["kl"])
+
+
+def test_writing_json_leaves_no_half_file_behind(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_hash_weights_sees_every_change(tmp_path):
+    assert hash_weights(tmp_path) is None
+    save_file({"w": torch.zeros(2)}, tmp_path / "adapter_model.safetensors")
+    first = hash_weights(tmp_path)
+    assert first == hash_file(tmp_path / "adapter_model.safetensors")
+    save_file({"w": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
+    assert first != hash_weights(tmp_path)
+    first = hash_weights(tmp_path)
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    assert first != hash_weights(tmp_path)

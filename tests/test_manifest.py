@@ -2,15 +2,11 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from moodpo.errors import ManifestError
-from moodpo.files import write_json
 from moodpo.manifest import (
     RunManifest,
     check_continuation,
-    hash_weights,
 )
 
 MANIFEST = RunManifest(
@@ -67,20 +63,3 @@ def test_a_next_iteration_that_reads_weights_differently_is_refused(change, mess
     check_continuation(MANIFEST, MANIFEST, source="iter1")
     with pytest.raises(ManifestError, match=message):
         check_continuation(MANIFEST, replace(MANIFEST, **change), source="iter1")
-
-
-def test_writing_json_leaves_no_half_file_behind(tmp_path):
-    path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
-
-
-def test_hash_weights_sees_every_change(tmp_path):
-    assert hash_weights(tmp_path) is None
-    save_file({"w": torch.zeros(2)}, tmp_path / "adapter_model.safetensors")
-    first = hash_weights(tmp_path)
-    save_file({"w": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
-    assert first != hash_weights(tmp_path)

@@ -17,8 +17,9 @@ from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, DataError, GenerationError, ManifestError, WeightsError
 from moodpo.evaluation.journal import SweepJournal
 from moodpo.evaluation.sweep import prompt_seeds, sweep
+from moodpo.files import hash_weights
 from moodpo.generation.base import SamplingConfig
-from moodpo.manifest import RunManifest, hash_weights
+from moodpo.manifest import RunManifest
 from moodpo.policy import SteerablePolicy
 from moodpo.records import Answer
 from tiny_policies import (

@@ -21,6 +21,7 @@ __all__ = [
     "HfArgumentParser",
     "ModelConfig",
     "adapter_misfit",
+    "lora_layers",
     "peft_config",
     "quantization_config",
     "template_error",
@@ -65,6 +66,15 @@ def template_error() -> type[Exception]:
     from jinja2 import TemplateError
 
     return TemplateError
+
+
+def lora_layers(model: Any) -> list[Any]:
+    """The LoRA linear layers of a PEFT model; none of any other."""
+    if not hasattr(model, "peft_config"):
+        return []
+    from peft.tuners.lora.layer import Linear
+
+    return [module for module in model.modules() if type(module) is Linear]
 
 
 def quantization_config(model: ModelConfig) -> Any:

@@ -5,6 +5,7 @@ Knows nothing of what is stored.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "MODEL_CONFIG",
+    "hash_file",
+    "hash_weights",
     "json_line",
     "looks_local",
     "replacing",
@@ -22,6 +27,8 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"  # of peft, of transformers
 
 
 @contextmanager
@@ -91,6 +98,24 @@ def share_files(folder: str | os.PathLike[str]) -> None:
     for path in Path(folder).iterdir():
         if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
             path.chmod(0o666 & ~umask)
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """Sha256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_weights(folder: str | os.PathLike[str]) -> str | None:
+    """Sha256 over a folder's safetensors files, in name order; None where there are none."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def looks_local(target: str) -> bool:

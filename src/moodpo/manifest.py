@@ -6,7 +6,6 @@ it; serving, evaluation and a next iteration read it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from moodpo.errors import ManifestError
 from moodpo.files import write_json
 
-__all__ = ["MANIFEST_NAME", "RunManifest", "check_continuation", "hash_weights", "write_json"]
+__all__ = ["MANIFEST_NAME", "RunManifest", "check_continuation"]
 
 MANIFEST_NAME = "moodpo.json"
 SCHEMA, VERSION = "moodpo.run", 1
@@ -137,19 +136,6 @@ def check_continuation(previous: RunManifest, current: RunManifest, *, source: s
         f"{_show(new)}. Pass the same --reward_models, weight format and chat_template_kwargs, or "
         "start fresh without --model_path."
     )
-
-
-def hash_weights(folder: str | os.PathLike[str]) -> str | None:
-    """Sha256 over a folder's safetensors files, in name order; None where there are none."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _show(value: Any) -> str:

@@ -23,18 +23,19 @@ from torch import Tensor, nn
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.conditioning.weights import validate_bounds, weight_rows
 from moodpo.core.seeds import derive_seed
+from moodpo.core.tokens import collate_sequences
 from moodpo.data.messages import as_prompts
 from moodpo.errors import ConfigError, ManifestError
+from moodpo.files import hash_weights
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, read_answer, token_roles
 from moodpo.limits import check_range
-from moodpo.manifest import MANIFEST_NAME, RunManifest, hash_weights
+from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.models.adapters import rewrites_base
-from moodpo.models.export import merge_adapter
-from moodpo.models.find import BASE_REMEDY, PolicyFiles, find_policy, locate_base, recorded_base
-from moodpo.models.load import load_adapter, load_model
-from moodpo.models.logps import collate_sequences, completion_logps, head_is_linear
+from moodpo.models.find import PolicyFiles, find_policy, locate_base, recorded_base
+from moodpo.models.load import as_device, as_dtype, load
+from moodpo.models.logps import completion_logps, head_is_linear
 from moodpo.records import Answer, Prompt, TokenIds, prompt_text
 from moodpo.rewards.words import words_of
 
@@ -128,12 +129,12 @@ class SteerablePolicy:
         check_range("generation_batch_size", generation_batch_size, 1)
         files = find_policy(policy, base_model=base_model)
         conditioner = conditioner or _conditioner(files, objectives)
-        where = torch.device(device) if device is not None else _default_device()
-        kind = _dtype(dtype, where)
-        model = _load_model(files, where, kind)
+        where = as_device(device)
+        kind = as_dtype(dtype, where)
+        model, tokenizer = load(files, device=where, dtype=kind, adapter="merged")
         return cls(
             model,
-            _load_tokenizer(files),
+            tokenizer,
             conditioner,
             sampling=_trained_sampling(files.manifest),
             generation_batch_size=generation_batch_size,
@@ -451,7 +452,7 @@ def _describe(files: PolicyFiles) -> dict[str, Any]:
     manifest = files.manifest
     return {
         "name": Path(files.name).name or files.name,
-        "path": str(files.weights_folder or files.model),
+        "path": files.path,
         "kind": "adapter" if files.adapter else "model",
         "lineage": [dict(entry) for entry in manifest.lineage] if manifest else [],
     }
@@ -461,48 +462,6 @@ def _trained_sampling(manifest: RunManifest | None) -> SamplingConfig:
     known = set(SamplingConfig.__dataclass_fields__)
     values = dict(manifest.sampling) if manifest else {}
     return replace(DEFAULT_SAMPLING, **{n: v for n, v in values.items() if n in known})
-
-
-# --- loading --------------------------------------------------------------------------------
-
-
-def _load_model(files: PolicyFiles, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    model = _load_unmerged(files, device, dtype)
-    whole = dtype == torch.float32 and not getattr(model, "is_quantized", False)
-    if files.adapter is not None and whole:
-        # Where merging changes what is computed, the adapter stays beside the weights.
-        model = merge_adapter(model) or _load_unmerged(files, device, dtype)
-    return model.requires_grad_(False).eval()
-
-
-def _load_unmerged(files: PolicyFiles, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    remedy = "" if files.adapter is None else BASE_REMEDY
-    model: Any = load_model(files.model, remedy=remedy, dtype=dtype).to(device)
-    if files.adapter is not None:
-        model = load_adapter(model, files.adapter)
-    return model  # type: ignore[no-any-return]
-
-
-def _load_tokenizer(files: PolicyFiles) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(files.tokenizer)
-
-
-def _default_device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
-
-
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:
-        raise ConfigError(f"Unknown dtype {dtype!r}. Use float32, bfloat16 or float16.")
-    return named
 
 
 # --- arguments ------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_baselines_drop_and_refuse_the_same_prompts_as_the_method(tmp_path, monk
     )
     assert list(setup.train_dataset["prompt"]) == PROMPTS
     assert list(trainer.train_dataset["prompt"]) == PROMPTS
-    monkeypatch.setattr("moodpo.baselines.members._load", None)
+    monkeypatch.setattr("moodpo.baselines.members.load_given", None)
     with pytest.raises(DataError, match="train_dataset has no column 'prompt'"):
         Setup.of("org/model", **options(tmp_path, train_dataset=[{"text": "a"}]))
 

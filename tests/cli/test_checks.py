@@ -20,9 +20,10 @@ from moodpo.errors import (
     RewardSpecError,
 )
 from moodpo.manifest import RunManifest
-from tiny_checkpoints import build_tiny_gpt2_reward, install_in_hub_cache
+from moodpo.models.find import whole_model
 
 REWARDS = ("--reward_models", "brevity", "detail")
+SFT_MODEL = whole_model("m")
 
 
 def settings(*flags):
@@ -111,83 +112,7 @@ def test_flags_that_cannot_work(flags, error, message):
         checks.check_settings(settings(*flags))
 
 
-# --- models ---
-
-
-def test_a_model_folder_is_found_with_its_config(policy):
-    source = checks.resolve_model(str(policy))
-    assert source.path == str(policy)
-    assert source.max_positions == 2048
-
-
-def test_a_hub_id_is_found_in_the_cache(policy, tmp_path, monkeypatch):
-    install_in_hub_cache(policy, "org/tiny", tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    source = checks.resolve_model("org/tiny")
-    assert (source.path, source.max_positions) == ("org/tiny", 2048)
-
-
-def test_no_such_model(tmp_path):
-    with pytest.raises(ConfigError, match=r"--sft_model_path \./nope does not exist"):
-        checks.resolve_model("./nope")
-    with pytest.raises(ConfigError, match="does not exist"):
-        checks.resolve_model(str(tmp_path / "nope"))
-    with pytest.raises(ConfigError, match="the Hub gave no model of that name"):
-        checks.resolve_model("org/nope")
-
-
-def test_an_adapter_is_no_sft_model(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    with pytest.raises(ConfigError) as refused:
-        checks.resolve_model(str(tmp_path))
-    assert f"--sft_model_path org/base --model_path {tmp_path}" in str(refused.value)
-
-
-def test_incomplete_folders(policy, tmp_path):
-    with pytest.raises(ConfigError, match="holds no model"):
-        checks.resolve_model(str(tmp_path))
-    folder = tmp_path / "m"
-    shutil.copytree(policy, folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-    with pytest.raises(ConfigError, match="holds no tokenizer"):
-        checks.resolve_model(str(folder))
-    (folder / "config.json").write_text("{")
-    (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
-        checks.resolve_model(str(folder))
-
-
-def test_a_classifier_is_no_policy(tmp_path):
-    build_tiny_gpt2_reward(tmp_path)
-    with pytest.raises(ConfigError, match=r"is a classifier .* as one of --reward_models"):
-        checks.resolve_model(str(tmp_path))
-
-
 # --- earlier iterations ---
-
-
-def test_a_start_is_found(checkpoint):
-    start = checks.find_start(settings("--model_path", checkpoint))
-    assert start is not None
-    assert (start.path, start.is_adapter) == (str(checkpoint), True)
-    assert start.manifest.objectives == ("brevity", "detail")
-    assert checks.find_start(settings()) is None
-
-
-def test_a_start_that_moodpo_did_not_train_has_no_manifest(checkpoint):
-    (checkpoint / "moodpo.json").unlink()
-    assert checks.find_start(settings("--model_path", checkpoint)).manifest is None
-
-
-def test_no_start(checkpoint, tmp_path):
-    with pytest.raises(ConfigError, match="does not exist"):
-        checks.find_start(settings("--model_path", tmp_path / "nope"))
-    with pytest.raises(ConfigError, match=r"is no checkpoint.*Did you mean .*checkpoint-3"):
-        checks.find_start(settings("--model_path", checkpoint.parent))
-    (checkpoint / "adapter_model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="has no weights"):
-        checks.find_start(settings("--model_path", checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +122,7 @@ def test_no_start(checkpoint, tmp_path):
 def test_a_start_for_other_objectives_is_refused(checkpoint, trained_for, what):
     manifest(trained_for).save(checkpoint)
     with pytest.raises(ManifestError, match=f"trained with {what} ="):
-        checks.find_start(settings("--model_path", checkpoint))
+        checks.find_start(settings("--model_path", checkpoint), SFT_MODEL)
 
 
 # --- resuming ---
@@ -284,14 +209,6 @@ def test_overwriting_must_not_delete_the_start(checkpoint):
     flags = ["--output_dir", checkpoint.parent, "--overwrite", "True", "--model_path", checkpoint]
     with pytest.raises(ConfigError, match="would delete --model_path"):
         checks.check_output(settings(*flags), None)
-
-
-def test_references(checkpoint, tmp_path):
-    checks.check_reference(str(checkpoint))
-    checks.check_reference("org/model")
-    for reference in ("./nope", "best", str(tmp_path)):
-        with pytest.raises(ConfigError, match="--reference"):
-            checks.check_reference(reference)
 
 
 # --- the whole command, in its own process ---

@@ -14,7 +14,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from documented_commands import documented_commands
-from moodpo.manifest import RunManifest, hash_weights
+from moodpo.files import hash_weights
+from moodpo.manifest import RunManifest
 from moodpo.recipes import TASKS
 from moodpo.rewards.presets import PRESETS
 from tiny_checkpoints import (

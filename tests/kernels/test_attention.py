@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from moodpo.core.tokens import collate_pairs
 from moodpo.kernels import attention as module
 from moodpo.kernels.attention import masked_attention, use_pair_attention
-from moodpo.models.logps import collate_pairs, completion_logps
+from moodpo.models.logps import completion_logps
 from tiny_policies import tiny_model
 
 PROMPTS = [(1, 2, 3), (4, 5, 6, 7)]

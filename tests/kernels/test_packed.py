@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from moodpo.kernels.fused_lora import fuse_lora
+from moodpo.kernels.lora import fuse_lora
 from moodpo.kernels.packed import grouped_attention, packed_linears
 
 VARIABLE = "TRANSFORMERS_SDPA_FORCE_GQA"

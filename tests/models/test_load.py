@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,17 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from moodpo.baselines.base import _load_model as load_baseline_model
-from moodpo.baselines.members import _load as load_for_baselines
 from moodpo.errors import ConfigError
-from moodpo.models.load import load_adapter, load_model
+from moodpo.models.find import PolicyFiles, find_policy, whole_model
+from moodpo.models.load import (
+    as_device,
+    as_dtype,
+    load,
+    load_adapter,
+    load_given,
+    load_model,
+    load_tokenizer,
+)
 from moodpo.policy import SteerablePolicy
 from moodpo.training.reference import make_reference
 from moodpo.training.trainer import MOODPOTrainer
@@ -51,8 +59,10 @@ LOADERS = {
     "train": train,
     "reference": lambda folder, _: make_reference(str(folder), tiny_model(), base=None, start=None),
     "generate": lambda folder, _: SteerablePolicy.from_pretrained(folder, objectives=["a", "b"]),
-    "baselines": lambda folder, _: load_for_baselines(str(folder), None),
-    "saved baselines": lambda folder, tmp: load_baseline_model(str(folder), tmp, (), torch.float32),
+    "given": lambda folder, _: load_given(str(folder), None),
+    "beside": lambda folder, _: load(
+        whole_model(str(folder)), dtype=torch.float32, device=torch.device("cpu"), adapter="beside"
+    ),
 }
 
 
@@ -67,7 +77,7 @@ def test_tied_heads_are_not_missing(tmp_path):
     settings.tie_word_embeddings = True
     LlamaForCausalLM(settings).save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
-    load_model(str(tmp_path))
+    load_model(whole_model(str(tmp_path)), dtype=torch.float32, adapter=None)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +92,39 @@ def test_tied_heads_are_not_missing(tmp_path):
 def test_damaged_folders_are_named_with_the_remedy(whole, tmp_path, damage):
     shutil.copytree(whole, tmp_path / "damaged")
     damage(tmp_path / "damaged")
-    with pytest.raises(ConfigError, match=r"damaged cannot be loaded: .*Pass another\."):
-        load_model(str(tmp_path / "damaged"), remedy="Pass another.")
+    files = whole_model(str(tmp_path / "damaged"))
+    with pytest.raises(ConfigError, match=r"damaged cannot be loaded: ") as caught:
+        load_model(files, dtype=torch.float32, adapter=None)
+    assert "base_model=" not in str(caught.value)
+    under = replace(files, adapters={"default": "out"})
+    with pytest.raises(ConfigError, match=r"damaged cannot be loaded: .*base_model=\."):
+        load_model(under, dtype=torch.float32, adapter="beside")
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"The tokenizer of {tmp_path} cannot be loaded"):
+        load_tokenizer(whole_model(str(tmp_path)))
+
+
+def test_what_is_given_is_not_loaded(whole):
+    model, tokenizer = load_given(str(whole), None)
+    assert model.dtype == torch.float32
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    again, same = load_given(model, None)
+    assert again is model
+    assert same.get_vocab() == tokenizer.get_vocab()
+    assert load_given(model, tokenizer) == (model, tokenizer)
+
+
+def test_devices_and_types_by_default():
+    assert as_dtype(None, torch.device("cpu")) == torch.float32
+    assert as_dtype(None, torch.device("cuda")) == torch.bfloat16
+    assert as_dtype("float16", torch.device("cpu")) == torch.float16
+    assert as_device("cpu") == torch.device("cpu")
+    for wrong in ("float99", "int8", torch.int8, "Tensor"):
+        with pytest.raises(ConfigError, match="Unknown dtype"):
+            as_dtype(wrong, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +220,45 @@ def test_an_adapter_goes_on_being_trained(tmp_path):
     trained = {n for n, p in adapter(tmp_path).named_parameters() if p.requires_grad}
     loaded = load_adapter(tiny_model(), tmp_path, trainable=True)
     assert {n for n, p in loaded.named_parameters() if p.requires_grad} == trained
+
+
+@pytest.mark.parametrize(
+    ("use", "dtype", "adapters", "trained"),
+    [
+        ("merged", torch.float32, False, False),
+        ("merged", torch.bfloat16, True, False),  # most of the change would be rounded away
+        ("beside", torch.float32, True, False),
+        ("trainable", torch.float32, True, True),
+        (None, torch.float32, False, False),
+    ],
+)
+def test_what_becomes_of_adapters(whole, tmp_path, use, dtype, adapters, trained):
+    saved = adapter(tmp_path).eval()
+    model = load_model(find_policy(tmp_path, base_model=str(whole)), dtype=dtype, adapter=use)
+    assert hasattr(model, "peft_config") == adapters
+    assert any(parameter.requires_grad for parameter in model.parameters()) == trained
+    assert trained or not model.training
+    ids = torch.tensor([[1, 5, 9, 200]])
+    with torch.no_grad():
+        expected = (saved if use else tiny_model().eval())(ids).logits
+        tolerance = 1e-5 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(
+            model.eval()(ids).logits.float(), expected, atol=tolerance, rtol=tolerance
+        )
+
+
+def test_several_adapters_of_one_policy(whole, tmp_path):
+    names = ("one", "two")
+    for name in names:
+        adapter(tmp_path / name)
+    files = PolicyFiles(
+        name="soup",
+        model=str(whole),
+        tokenizer=str(whole),
+        adapters={name: str(tmp_path / name) for name in names},
+    )
+    model = load_model(files, dtype=torch.float32, adapter="beside")
+    assert tuple(model.peft_config) == names
 
 
 def test_a_second_adapter_stays_beside_the_first(tmp_path):

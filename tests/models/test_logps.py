@@ -9,14 +9,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from moodpo.models.logps import (
-    TokenBatch,
-    collate_pairs,
-    collate_sequences,
-    completion_logps,
-    head_is_linear,
-    position_ids_from_mask,
-)
+from moodpo.core.tokens import TokenBatch, collate_pairs, collate_sequences
+from moodpo.models.logps import completion_logps, head_is_linear
 
 VOCABULARY = 61
 PROMPTS = [(1, 2, 3), (4, 5, 6, 7, 8), (9,)]
@@ -140,16 +134,11 @@ def test_left_padding_with_position_ids_shifts_nothing():
         owners=torch.tensor([0, 0]),
         num_completions=1,
         attention_mask=mask,
-        position_ids=position_ids_from_mask(mask),
+        position_ids=torch.tensor([[0, 0, 0, 1, 2, 3, 4]]),
     )
     expected, _ = plain_logps(model, (1, 2, 3), (9, 10))
     actual = completion_logps(model, batch, linear_head=True).logps[0]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_position_ids_by_hand():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
-    assert position_ids_from_mask(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 0, 0]]
 
 
 def test_head_is_linear_is_found_out_by_trying():

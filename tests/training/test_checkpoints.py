@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moodpo.errors import ConfigError, ManifestError
-from moodpo.training.checkpoints import checkpoints_in, find_checkpoint
+from moodpo.training.checkpoints import delete_run, find_checkpoint, holds_run
 from tiny_trainers import assert_same, capitals, make_trainer, parameters, vowels
 
 FILES = ["trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "moodpo.json"]
@@ -27,7 +27,6 @@ def test_the_newest_complete_one(tmp_path):
     newest = checkpoint(tmp_path / "checkpoint-10")
     checkpoint(tmp_path / "checkpoint-old")
     passed_over = []
-    assert [p.name for p in checkpoints_in(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     assert find_checkpoint(True, tmp_path, warn=passed_over.append) == newest
     (newest / "model.safetensors").unlink()
     assert find_checkpoint(True, tmp_path, warn=passed_over.append).name == "checkpoint-9"
@@ -45,6 +44,18 @@ def test_the_folder_around_a_checkpoint_names_it(tmp_path):
     inside = checkpoint(tmp_path / "checkpoint-3")
     with pytest.raises(ConfigError, match=f"Did you mean {inside}"):
         find_checkpoint(str(tmp_path), tmp_path, warn=print)
+
+
+def test_a_run_is_deleted_and_nothing_else(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    assert not holds_run(tmp_path)
+    delete_run(tmp_path)
+    assert (tmp_path / "metrics.jsonl").is_file()
+    checkpoint(tmp_path / "checkpoint-3")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert holds_run(tmp_path)
+    delete_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from moodpo.core.tokens import collate_pairs
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.kernels.attention import NAME as OWN_ATTENTION
-from moodpo.kernels.fused_lora import fuse_lora
-from moodpo.kernels.reach import reach_of
-from moodpo.models.logps import collate_pairs, completion_logps, head_is_linear
+from moodpo.kernels.lora import fuse_lora
+from moodpo.models.logps import completion_logps, head_is_linear
+from moodpo.models.reach import reach_of
 from moodpo.training.paths import (
     FastPaths,
     describe_lora,

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, ManifestError
-from moodpo.files import looks_local, share_files
+from moodpo.files import hash_weights, share_files
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import count_tokens, read_answer, token_roles
-from moodpo.manifest import hash_weights
-from moodpo.models.embedded import EMBEDDED_NAME, is_embedded, locate_embedded, recorded_name
-from moodpo.models.load import load_adapter, load_model
+from moodpo.models.embedded import EMBEDDED_NAME, is_embedded, recorded_name
+from moodpo.models.find import PolicyFiles, locate_base
+from moodpo.models.load import as_device, as_dtype, load
 from moodpo.models.savable import record_base
 from moodpo.records import Answer, Prompt, TokenIds
 from moodpo.training.guard import check_savable_weights
@@ -198,12 +198,13 @@ class BaselinePolicy:
             ConfigError: If it is of another kind, or the dtype is unknown.
         """
         record = BaselineRecord.load(folder)
-        where = torch.device(device) if device is not None else _default_device()
-        kind = _dtype(dtype, where)
-        base = _locate_base(base_model or record.base_model, folder)
+        where = as_device(device)
+        kind = as_dtype(dtype, where)
+        files = _find(record, Path(folder), base_model)
+        model, tokenizer = load(files, device=where, dtype=kind, adapter="beside")
         return cls(
-            _load_model(base, Path(folder), record.adapters, kind).to(where),
-            _load_tokenizer(base),
+            model,
+            tokenizer,
             record,
             generation_batch_size=generation_batch_size,
             dtype=None if kind == torch.float32 else kind,
@@ -322,53 +323,15 @@ def _recorded(base: str | None) -> str | None:
     return EMBEDDED_NAME if is_embedded(base) else recorded_name(base)
 
 
-# --- loading --------------------------------------------------------------------------------
-
-
-def _locate_base(base: str | None, folder: str | Path) -> str:
-    """Where the base model is now: the embedded one may have to be converted again."""
+def _find(record: BaselineRecord, folder: Path, base_model: str | None) -> PolicyFiles:
+    base = base_model or record.base_model
     if base is None:
         raise ManifestError(
             f"{folder} does not say which model is under its adapters. Pass base_model=."
         )
-    if Path(base).is_dir():
-        return base
-    if (embedded := locate_embedded(base)) is not None:
-        return embedded
-    if looks_local(base):
-        raise ManifestError(
-            f"The base model {base} of {folder} is not there any more. Say where it is with "
-            "base_model=."
-        )
-    return base
-
-
-def _load_model(base: str, folder: Path, adapters: Sequence[str], dtype: torch.dtype) -> nn.Module:
-    remedy = "If it is not where it was in training, say where it is with base_model=."
-    model: Any = load_model(base, remedy=remedy, dtype=dtype)
-    for name in adapters:
-        model = load_adapter(model, folder / ADAPTERS / name, name=name)
-    return model  # type: ignore[no-any-return]
-
-
-def _load_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base)
-
-
-def _default_device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
-
-
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(f"Unknown dtype {dtype!r}. Use float32, bfloat16 or float16.")
-    return found
+    base = locate_base(base)
+    adapters = {name: str(folder / ADAPTERS / name) for name in record.adapters}
+    return PolicyFiles(name=str(folder), model=base, tokenizer=base, adapters=adapters)
 
 
 def _hash_adapters(folder: Path) -> str | None:

@@ -26,7 +26,7 @@ from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import token_roles
 from moodpo.models import adapters
-from moodpo.models.load import load_model
+from moodpo.models.load import load_given
 from moodpo.records import Prompt, PromptBatch, RolloutBatch
 from moodpo.rewards import RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer
@@ -138,22 +138,22 @@ class Setup:
             )
         datasets = check_datasets(args, train_dataset, None)
         check_data(reward_funcs, *datasets)
-        model, tokenizer = _load(model, processing_class)
-        check_model_lengths(model, args)
+        loaded, tokenizer = load_given(model, processing_class)
+        check_model_lengths(loaded, args)
         rewards = load_rewards(
             list(reward_funcs), device=args.device, batch_size=args.reward_batch_size
         )
         panel = RewardPanel(rewards)
         conditioner = conditioner or args.make_conditioner(panel.names)
         return cls(
-            model=model.to(args.device),
+            model=loaded.to(args.device),
             tokenizer=tokenizer,
             panel=panel,
             args=args,
             train_dataset=fit_dataset(datasets[0], conditioner, tokenizer, args),
             peft_config=peft_config,
             conditioner=conditioner,
-            base_model=base or getattr(getattr(model, "config", None), "_name_or_path", None),
+            base_model=base or getattr(getattr(loaded, "config", None), "_name_or_path", None),
             normalizer=normalizer,
             callbacks=tuple(callbacks),
         )
@@ -378,14 +378,3 @@ def _shuffled(count: int, seed: int) -> Iterator[int]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(count, generator=generator).tolist()
-
-
-def _load(
-    model: str | nn.Module, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    from transformers import AutoTokenizer
-
-    loaded: Any = model
-    if isinstance(model, str):
-        loaded = load_model(model, dtype=torch.float32)
-    return loaded, tokenizer or AutoTokenizer.from_pretrained(loaded.config._name_or_path)

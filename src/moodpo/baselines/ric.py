@@ -37,11 +37,12 @@ from moodpo.baselines.members import (
     silenced,
 )
 from moodpo.conditioning.instruction import Conditioner
+from moodpo.core.tokens import TokenBatch, collate_sequences
 from moodpo.errors import ConfigError, RewardError
 from moodpo.generation.tokens import padding_token_id
-from moodpo.kernels.fused_lora import fuse_lora
 from moodpo.models.chat_templates import encode_messages
-from moodpo.models.logps import TokenBatch, collate_sequences, completion_logps, head_is_linear
+from moodpo.models.fast import fuse_lora
+from moodpo.models.logps import completion_logps, head_is_linear
 from moodpo.records import Prompt, RolloutBatch, TokenIds
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.dropout import Dropouts

@@ -13,8 +13,7 @@ from moodpo.cli.flags import CommandParser
 from moodpo.errors import ConfigError
 from moodpo.files import share_files
 from moodpo.models.embedded import recorded_name
-from moodpo.models.find import BASE_REMEDY, PolicyFiles, find_policy
-from moodpo.models.load import load_adapter, load_model
+from moodpo.models.find import PolicyFiles, find_policy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,14 +73,14 @@ def _parser() -> CommandParser:
 
 def _export(files: PolicyFiles, folder: Path, dtype: str) -> None:
     import torch
-    from transformers import AutoTokenizer
 
     from moodpo.models.export import merge_adapter
+    from moodpo.models.load import load_adapter, load_model, load_tokenizer
     from moodpo.models.savable import repair_generation_config
     from moodpo.training.guard import check_savable_weights
 
     quiet_loading()
-    base: Any = load_model(files.model, remedy=BASE_REMEDY, dtype=torch.float32)
+    base = load_model(files, dtype=torch.float32, adapter=None)
     kind: torch.dtype = getattr(torch, dtype)
     before = {}
     if kind != torch.float32:  # shared weights under each of their names: they may be untied
@@ -98,7 +97,7 @@ def _export(files: PolicyFiles, folder: Path, dtype: str) -> None:
     check_savable_weights(model.to(kind), trained_only=False)  # float16 may overflow
     repair_generation_config(model)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(files.tokenizer).save_pretrained(folder)
+    load_tokenizer(files).save_pretrained(folder)
     share_files(folder)
     if files.manifest is not None:
         training = {**files.manifest.training, "peft": False, "merged": dtype}

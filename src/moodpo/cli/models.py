@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,25 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moodpo._upstream import peft_config, quantization_config
-from moodpo.cli.checks import ModelSource, Start
 from moodpo.cli.console import warn
 from moodpo.cli.settings import TrainSettings
-from moodpo.errors import ConfigError, ManifestError, MissingDependencyError
-from moodpo.manifest import hash_weights
-from moodpo.models.find import locate_base, recorded_base
-from moodpo.models.load import load_adapter, load_model
+from moodpo.errors import ConfigError
+from moodpo.models.find import PolicyFiles, recorded_base, same_model
+from moodpo.models.load import load_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from moodpo.training.config import MOODPOConfig
 
-__all__ = [
-    "TrainedModel",
-    "extend_lineage",
-    "load_policy",
-    "load_tokenizer",
-]
+__all__ = ["TrainedModel", "load_policy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +31,8 @@ class TrainedModel:
     base: str  # what lies under the adapter, or was there before training
 
 
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    from transformers import AutoTokenizer
-
-    return _loading(source.path, lambda: AutoTokenizer.from_pretrained(source.path))
-
-
 def load_policy(
-    settings: TrainSettings, source: ModelSource, start: Start | None, args: MOODPOConfig
+    settings: TrainSettings, source: PolicyFiles, start: PolicyFiles | None, args: MOODPOConfig
 ) -> TrainedModel:
     """Loads the policy as training starts.
 
@@ -66,42 +45,25 @@ def load_policy(
     Raises:
         ConfigError: If the checkpoint does not fit the model or the flags.
     """
-    adapter = start is not None and start.is_adapter
-    if start is not None and adapter:
+    if start is not None and start.adapter is not None:
         _check_adapter_flags(settings, start)
-        model = _load(settings, source.path, args, lora=True)
-        model = _load_adapter(model, source, start)
+        _warn_of_other_base(source, start)
+        model = _load(settings, start, args, lora=True)
         return TrainedModel(model=model, peft_config=None, ref_model=None, base=source.path)
     lora = settings.model.use_peft
     config = _adapter_config(settings)
     if start is None:
-        model = _load(settings, source.path, args, lora=lora)
+        model = _load(settings, source, args, lora=lora)
         return TrainedModel(model=model, peft_config=config, ref_model=None, base=source.path)
-    model = _load(settings, start.path, args, lora=lora)
+    model = _load(settings, start, args, lora=lora)
     if not lora:
         return TrainedModel(model=model, peft_config=None, ref_model=None, base=source.path)
     # A fresh adapter on the earlier iteration's whole model: switching it off gives that model,
     # so the SFT model must be a reference of its own.
     reference = None
     if args.reference == "base":
-        reference = _load(settings, source.path, args, lora=True)
+        reference = _load(settings, source, args, lora=True)
     return TrainedModel(model=model, peft_config=config, ref_model=reference, base=start.path)
-
-
-def extend_lineage(start: Start | None) -> list[Mapping[str, Any]]:
-    """Records of all earlier iterations, oldest first, for `moodpo.json`."""
-    if start is None:
-        return []
-    previous = start.manifest
-    if previous is None:
-        warn(f"{start.path} has no moodpo.json: its objectives and lineage are unknown.")
-    entry = {
-        "path": start.path,
-        "sha256": hash_weights(start.path),
-        "steps": previous.training.get("steps") if previous else None,
-        "output_dir": str(_output_dir_of(Path(start.path))),
-    }
-    return [*(previous.lineage if previous else ()), entry]
 
 
 def _adapter_config(settings: TrainSettings) -> Any:
@@ -111,15 +73,10 @@ def _adapter_config(settings: TrainSettings) -> Any:
         raise ConfigError(str(error)) from None
 
 
-def _output_dir_of(checkpoint: Path) -> Path:
-    path = checkpoint.resolve()
-    return path.parent if path.name.startswith("checkpoint-") else path
-
-
-def _load(settings: TrainSettings, path: str, args: MOODPOConfig, *, lora: bool) -> Any:
+def _load(settings: TrainSettings, files: PolicyFiles, args: MOODPOConfig, *, lora: bool) -> Any:
     flags = settings.model
     dtype = flags.dtype or ("bfloat16" if lora and args.bf16 else "float32")
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {}
     if (quantization := quantization_config(replace(flags, dtype=dtype))) is not None:
         options["quantization_config"] = quantization
         options["device_map"] = (
@@ -127,23 +84,18 @@ def _load(settings: TrainSettings, path: str, args: MOODPOConfig, *, lora: bool)
         )
     if flags.attn_implementation is not None:
         options["attn_implementation"] = flags.attn_implementation
-    if not Path(path).is_dir():
+    if not Path(files.model).is_dir():
         options["revision"] = flags.model_revision
-    return load_model(path, **options)
+    return load_model(files, dtype=dtype, adapter="trainable", **options)
 
 
-def _load_adapter(model: Any, source: ModelSource, start: Start) -> Any:
-    from peft import prepare_model_for_kbit_training
-
+def _warn_of_other_base(source: PolicyFiles, start: PolicyFiles) -> None:
     trained_on = recorded_base(start.manifest)
-    if trained_on and not _same_place(trained_on, source.path):
+    if trained_on and not same_model(trained_on, source.path):
         warn(f"the adapter {start.path} was trained on {trained_on}, not on {source.path}.")
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return load_adapter(model, start.path, trainable=True)
 
 
-def _check_adapter_flags(settings: TrainSettings, start: Start) -> None:
+def _check_adapter_flags(settings: TrainSettings, start: PolicyFiles) -> None:
     """An adapter keeps its shape: flags that ask for another one are refused."""
     from peft import LoraConfig, PeftConfig
 
@@ -160,23 +112,3 @@ def _check_adapter_flags(settings: TrainSettings, start: Start) -> None:
             raise ConfigError(
                 f"--{flag} {asked}: the adapter {start.path} has {has} and keeps it. Drop the flag."
             )
-
-
-def _loading(path: str, load: Callable[[], Any]) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        return load()
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{path} cannot be loaded: {said}") from error
-
-
-def _same_place(first: str, second: str) -> bool:
-    try:
-        first, second = locate_base(first), locate_base(second)
-    except (ManifestError, MissingDependencyError):
-        return False  # it is not here any more
-    return first == second or (
-        Path(first).is_dir() and Path(first).resolve() == Path(second).resolve()
-    )

@@ -13,9 +13,10 @@ from moodpo.cli.prompts import read_prompts
 from moodpo.cli.settings import TrainSettings, read_settings, train_help
 from moodpo.cli.tracking import choose_trackers, finish_wandb, start_wandb
 from moodpo.conditioning.instruction import Conditioner
-from moodpo.data.lengths import check_lengths, fit_prompts
+from moodpo.data.lengths import check_lengths, fit_prompts, max_positions
 from moodpo.errors import ConfigError
 from moodpo.manifest import RunManifest, check_continuation
+from moodpo.models.find import PolicyFiles, check_reference, find_model
 from moodpo.recipes import get_task
 from moodpo.rewards import check_data
 from moodpo.training.inherited import check_script_flags
@@ -39,14 +40,14 @@ def run(argv: Sequence[str]) -> int:
     settings = read_settings(argv)
     checks.check_settings(settings)
     numbers = checks.check_numbers(settings.trainer_arguments)
-    source = checks.resolve_model(str(settings.run.sft_model_path))
+    source = find_model(str(settings.run.sft_model_path), flag="--sft_model_path")
     check_lengths(
         source.path,
-        source.max_positions,
+        max_positions(source.config),
         max_prompt_length=int(numbers.get("max_prompt_length", Settings.max_prompt_length)),
         max_new_tokens=int(numbers.get("max_new_tokens", Settings.max_new_tokens)),
     )
-    start = checks.find_start(settings)
+    start = checks.find_start(settings, source)
     resume = checks.resume_checkpoint(settings)
     checks.check_output(settings, resume)
     prompts, held_out = _read_all(settings)
@@ -107,7 +108,7 @@ def _check_against(
     settings: TrainSettings,
     args: MOODPOConfig,
     conditioner: Conditioner,
-    start: checks.Start | None,
+    start: PolicyFiles | None,
     resume: str | None,
     held_out: LoadedPrompts | None,
 ) -> None:
@@ -127,7 +128,7 @@ def _check_against(
             "--disable_dropout False to keep it."
         )
     if args.reference not in ("base", "initial"):
-        checks.check_reference(args.reference)
+        check_reference(args.reference, flag="--reference")
     earlier = [(start.manifest, start.path)] if start and start.manifest else []
     earlier += [(RunManifest.load(resume), resume)] if resume else []
     for manifest, path in earlier:
@@ -141,8 +142,8 @@ def _train(
     settings: TrainSettings,
     args: MOODPOConfig,
     conditioner: Conditioner,
-    source: checks.ModelSource,
-    start: checks.Start | None,
+    source: PolicyFiles,
+    start: PolicyFiles | None,
     resume: str | None,
     prompts: LoadedPrompts,
     held_out: LoadedPrompts | None,
@@ -150,7 +151,9 @@ def _train(
     from transformers import set_seed
 
     from moodpo.cli.after import sweep_trained, sweep_while_training
-    from moodpo.cli.models import extend_lineage, load_policy, load_tokenizer
+    from moodpo.cli.models import load_policy
+    from moodpo.models.load import load_tokenizer
+    from moodpo.models.savable import extend_lineage
     from moodpo.training.datasets import check_batches
     from moodpo.training.observe import InterruptCallback
     from moodpo.training.trainer import MOODPOTrainer
@@ -182,7 +185,7 @@ def _train(
         processing_class=tokenizer,
         peft_config=loaded.peft_config,
         conditioner=conditioner,
-        lineage=extend_lineage(start),
+        lineage=extend_lineage(start) if start else (),
         start=start.path if start else None,
         base=loaded.base,
         task=settings.run.exp_type,
@@ -209,12 +212,12 @@ def _train(
 
 
 def _describe_policy(
-    settings: TrainSettings, source: checks.ModelSource, start: checks.Start | None
+    settings: TrainSettings, source: PolicyFiles, start: PolicyFiles | None
 ) -> str:
     kind = f"LoRA of rank {settings.model.lora_r}" if settings.model.use_peft else "all weights"
     if start is None:
         return f"{source.path}, {kind}"
-    if start.is_adapter:
+    if start.adapter:
         return f"{source.path} with the adapter {start.path}"
     return f"{start.path}, {kind}"
 

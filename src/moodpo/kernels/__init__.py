@@ -1,1 +1,1 @@
-"""Kernels: the same results, sooner."""
+"""Kernels: the same results, sooner. Delete the folder and everything runs, by `models.plain`."""

@@ -17,8 +17,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from moodpo.kernels.reach import unwrapped
-
 __all__ = ["NAME", "drop_pair_attention", "masked_attention", "use_pair_attention"]
 
 NAME = "moodpo_sdpa"
@@ -53,7 +51,8 @@ def drop_pair_attention(model: nn.Module) -> None:
 
 
 def _base_of(model: nn.Module) -> Any:
-    base = unwrapped(model)
+    base: Any = model
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base  # within PEFT
     return base if isinstance(base, PreTrainedModel) else None
 
 

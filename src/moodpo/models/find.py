@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from moodpo.errors import ManifestError
-from moodpo.files import looks_local
+from moodpo.errors import ConfigError, ManifestError, MissingDependencyError
+from moodpo.files import ADAPTER_CONFIG, MODEL_CONFIG, looks_local
 from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.models.embedded import EMBEDDED_NAME, locate_embedded
 
@@ -15,16 +19,24 @@ __all__ = [
     "BASE_REMEDY",
     "EMBEDDED_NAME",
     "PolicyFiles",
+    "check_reference",
+    "checkpoints_in",
     "find_hub_file",
+    "find_model",
     "find_policy",
+    "find_start",
+    "has_weights",
     "locate_base",
     "recorded_base",
+    "same_model",
+    "whole_model",
 ]
 
 BASE_REMEDY = "If the adapter's base model has moved, say where: --base_model, or base_model=."
 
-ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "tokenizer.model", "vocab.json")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +45,20 @@ class PolicyFiles:
 
     name: str  # what the user called it
     model: str  # folder or Hub id of the whole model
-    adapter: str | None  # folder of the adapter on it, if there is one
     tokenizer: str  # folder or Hub id
-    manifest: RunManifest | None  # None for a model that moodpo did not train
+    adapters: Mapping[str, str] = field(default_factory=dict)  # folders of those on it, by name
+    manifest: RunManifest | None = None  # None for a model that moodpo did not train
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json, of `find_model`
 
     @property
-    def weights_folder(self) -> Path | None:
-        """The folder whose weights tell this policy from others; None for a Hub id."""
-        folder = Path(self.adapter or self.model)
-        return folder if folder.is_dir() else None
+    def adapter(self) -> str | None:
+        """Folder of the first adapter, if there is one."""
+        return next(iter(self.adapters.values()), None)
+
+    @property
+    def path(self) -> str:
+        """The folder or Hub id whose weights tell this policy from others."""
+        return self.adapter or self.model
 
 
 def find_policy(policy: str | Path, *, base_model: str | None = None) -> PolicyFiles:
@@ -61,7 +78,7 @@ def find_policy(policy: str | Path, *, base_model: str | None = None) -> PolicyF
             raise ManifestError(f"{name} does not exist. Pass what `moodpo train` wrote.")
         downloaded = _find_on_hub(name)
         if downloaded is None:
-            return PolicyFiles(name=name, model=name, adapter=None, tokenizer=name, manifest=None)
+            return whole_model(name)
         folder = downloaded
     manifest = RunManifest.load(folder) if (folder / MANIFEST_NAME).is_file() else None
     if (folder / ADAPTER_CONFIG).is_file():
@@ -70,19 +87,127 @@ def find_policy(policy: str | Path, *, base_model: str | None = None) -> PolicyF
         return PolicyFiles(
             name=name,
             model=locate_base(base),
-            adapter=str(folder),
             tokenizer=tokenizer,
+            adapters={"default": str(folder)},
             manifest=manifest,
         )
     if not (folder / MODEL_CONFIG).is_file():
-        inside = sorted(p.name for p in folder.glob("checkpoint-*") if p.is_dir())
-        hint = f" Did you mean {folder / inside[-1]}?" if inside else ""
         raise ManifestError(
-            f"{name} holds no policy (neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}).{hint} Pass "
-            "what `moodpo train` wrote."
+            f"{name} holds no policy (neither {ADAPTER_CONFIG} nor {MODEL_CONFIG})."
+            f"{_hint(folder)} Pass what `moodpo train` wrote."
         )
+    return PolicyFiles(name=name, model=str(folder), tokenizer=str(folder), manifest=manifest)
+
+
+def whole_model(model: str) -> PolicyFiles:
+    """A whole model with its tokenizer beside it; whether they are there, loading will tell.
+
+    Args:
+        model: A folder, a Hub id, or `embedded`.
+    """
+    path = locate_base(model) if model == EMBEDDED_NAME else model
+    return PolicyFiles(name=model, model=path, tokenizer=path)
+
+
+def find_model(path: str, *, flag: str) -> PolicyFiles:
+    """Finds a whole causal language model, complete as far as its files' names go.
+
+    Args:
+        path: A folder, a Hub id, or `embedded`.
+        flag: What the user called it, for messages.
+
+    Raises:
+        ConfigError: If there is none, or it is something else.
+    """
+    path = whole_model(path).model
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        _check_model_folder(folder, flag)
+        place, config = os.path.abspath(folder), _read_json(folder / MODEL_CONFIG)
+    elif looks_local(path):
+        raise ConfigError(
+            f"{flag} {path} does not exist. Pass a model folder, a Hub id (owner/name), or "
+            "`embedded`."
+        )
+    else:
+        place, config = path, _hub_config(path, flag)
+    kinds = list(config.get("architectures") or ())
+    if any("SequenceClassification" in kind for kind in kinds):
+        raise ConfigError(
+            f"{flag} {place} is a classifier ({', '.join(kinds)}), not a language model. Pass it "
+            "as one of --reward_models."
+        )
+    return PolicyFiles(name=path, model=place, tokenizer=place, config=config)
+
+
+def find_start(path: str, *, model: PolicyFiles, flag: str) -> PolicyFiles:
+    """Finds the checkpoint of an earlier iteration, from which a run starts.
+
+    Args:
+        path: Of an adapter or a whole model.
+        model: What lies under it, if it is an adapter.
+        flag: What the user called it, for messages.
+
+    Raises:
+        ConfigError: If there is no checkpoint, or it has no weights.
+        ManifestError: If its `moodpo.json` cannot be read.
+    """
+    folder = Path(path).expanduser()
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if not is_adapter and not (folder / MODEL_CONFIG).is_file():
+        raise ConfigError(f"{flag} {path} {_missing_checkpoint(folder)}")
+    if not has_weights(folder):
+        raise ConfigError(f"{flag} {path} has no weights. Pass a complete checkpoint.")
+    place = os.path.abspath(folder)  # it is recorded, and read from other folders
     return PolicyFiles(
-        name=name, model=str(folder), adapter=None, tokenizer=str(folder), manifest=manifest
+        name=path,
+        model=model.model if is_adapter else place,
+        tokenizer=model.tokenizer,
+        adapters={"default": place} if is_adapter else {},
+        manifest=RunManifest.load(folder) if (folder / MANIFEST_NAME).is_file() else None,
+    )
+
+
+def check_reference(reference: str, *, flag: str) -> None:
+    """Refuses a reference that is neither a checkpoint here nor a Hub id.
+
+    Args:
+        reference: A path or id; not `base` or `initial`.
+        flag: What the user called it, for messages.
+
+    Raises:
+        ConfigError: If it cannot be one.
+    """
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in (ADAPTER_CONFIG, MODEL_CONFIG)):
+            raise ConfigError(f"{flag} {reference} {_missing_checkpoint(folder)}")
+    elif looks_local(reference) or "/" not in reference:
+        raise ConfigError(
+            f"{flag} {reference} is neither base nor initial, nor a folder or Hub id. Pass one of "
+            "them."
+        )
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
+    found = [p for p in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a model's or an adapter's weights."""
+    return any(any(folder.glob(p)) for p in ("*.safetensors", "pytorch_model*.bin"))
+
+
+def same_model(first: str, second: str) -> bool:
+    """Whether two names of base models mean one, as far as can be told here."""
+    try:
+        first, second = locate_base(first), locate_base(second)
+    except (ManifestError, MissingDependencyError):
+        return False  # it is not here any more
+    return first == second or (
+        Path(first).is_dir() and Path(first).resolve() == Path(second).resolve()
     )
 
 
@@ -110,10 +235,7 @@ def locate_base(base: str) -> str:
     if (embedded := locate_embedded(base)) is not None:
         return embedded
     if looks_local(base):
-        raise ManifestError(
-            f"The policy's base model {base} is not there any more. Say where it is: "
-            "--base_model, or base_model=."
-        )
+        raise ManifestError(f"The policy's base model {base} is not there any more. {BASE_REMEDY}")
     return base
 
 
@@ -151,10 +273,9 @@ def _find_on_hub(repo: str) -> Path | None:
         manifest = find_hub_file(repo, MANIFEST_NAME)
         known = manifest or find_hub_file(repo, MODEL_CONFIG)
     except Exception as error:  # whatever the HTTP library raises
-        said = " ".join(str(error).split())[:160].rstrip(".")
         raise ManifestError(
             f"{repo}: no such folder here, and the Hub gave no policy of that name "
-            f"({type(error).__name__}: {said}). Check the spelling and the network."
+            f"({_said(error)}). Check the spelling and the network."
         ) from error
     if known is None:
         raise ManifestError(f"{repo} on the Hub holds no model. Pass another id.")
@@ -165,10 +286,64 @@ def _find_on_hub(repo: str) -> Path | None:
     return Path(hub.snapshot_download(repo))
 
 
+def _check_model_folder(folder: Path, flag: str) -> None:
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / MODEL_CONFIG).is_file():
+        base = _read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
+        raise ConfigError(
+            f"{flag} {folder} is a LoRA adapter, not a whole model. Pass {flag} {base} "
+            f"--model_path {folder}."
+        )
+    if not (folder / MODEL_CONFIG).is_file() or not has_weights(folder):
+        raise ConfigError(
+            f"{flag} {folder} holds no model ({MODEL_CONFIG} and *.safetensors). Pass the folder "
+            "that save_pretrained wrote."
+        )
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ConfigError(
+            f"{flag} {folder} holds no tokenizer. Save it there too: tokenizer.save_pretrained."
+        )
+
+
+def _hub_config(path: str, flag: str) -> dict[str, Any]:
+    try:
+        found = find_hub_file(path, MODEL_CONFIG)
+    except Exception as error:  # whatever the HTTP library raises
+        raise ConfigError(
+            f"{flag} {path}: no such folder here, and the Hub gave no model of that name "
+            f"({_said(error)}). Check the spelling, the network and `hf auth login`."
+        ) from error
+    if found is None:
+        raise ConfigError(f"{flag} {path} on the Hub holds no whole model. Pass another id.")
+    return _read_json(found)
+
+
+def _missing_checkpoint(folder: Path) -> str:
+    if not folder.exists():
+        return "does not exist. Pass a checkpoint folder such as outputs/iter1/checkpoint-500."
+    return f"is no checkpoint: it has neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}.{_hint(folder)}"
+
+
+def _hint(folder: Path) -> str:
+    inside = checkpoints_in(folder)
+    return f" Did you mean {inside[-1]}?" if inside else ""
+
+
+def _said(error: Exception) -> str:
+    said = " ".join(str(error).split())[:160].rstrip(".")
+    return f"{type(error).__name__}: {said}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Restore the file.") from None
+    return content if isinstance(content, dict) else {}
+
+
 def _base_of(folder: Path, manifest: RunManifest | None) -> str:
     if (recorded := recorded_base(manifest)) is not None:
         return recorded
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    if base := config.get("base_model_name_or_path"):
+    if base := _read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"):
         return str(base)
     raise ManifestError(f"{folder} does not name the model under its adapter. Pass base_model.")

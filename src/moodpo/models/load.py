@@ -1,4 +1,4 @@
-"""Loading: causal language models and adapters, whole or not at all.
+"""Loading: the model and tokenizer of a policy, whole or not at all, the one way for everyone.
 
 A weight that a folder lacks would be a random one, and transformers and peft only mention it. Here
 it is refused. Knows nothing of what a model is for.
@@ -9,14 +9,30 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
 
 from moodpo.errors import ConfigError
+from moodpo.models.export import merge_adapter
+from moodpo.models.find import BASE_REMEDY, PolicyFiles, whole_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["load_adapter", "load_model"]
+__all__ = [
+    "AdapterUse",
+    "as_device",
+    "as_dtype",
+    "load",
+    "load_adapter",
+    "load_given",
+    "load_model",
+    "load_tokenizer",
+]
+
+AdapterUse = Literal["merged", "beside", "trainable"]
 
 # We untie before we merge; see `models.export`.
 _TIED = "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter"
@@ -24,35 +40,78 @@ _OTHER = "Pass a complete adapter, and the model that it was trained on."
 _MISSING = "Found missing adapter keys"  # said again, as an error
 
 
-def load_model(path: str, *, remedy: str = "", **options: Any) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained` of a checkpoint that holds every weight.
+def load(
+    files: PolicyFiles, *, dtype: torch.dtype, device: torch.device, adapter: AdapterUse
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The model and the tokenizer of a policy; see `load_model`."""
+    return load_model(files, dtype=dtype, device=device, adapter=adapter), load_tokenizer(files)
+
+
+def load_model(
+    files: PolicyFiles,
+    *,
+    dtype: torch.dtype | str,
+    device: torch.device | None = None,
+    adapter: AdapterUse | None,
+    **options: Any,
+) -> Any:
+    """The model of a policy, with its adapters.
 
     Args:
-        path: Folder or Hub id.
-        remedy: A sentence for messages: what else to pass.
+        files: Where its parts are.
+        dtype: Of the whole model's weights.
+        device: Where it goes; it stays where transformers puts it when None.
+        adapter: `merged` into float32 weights, where that changes nothing that is computed, and
+            `beside` them otherwise: most of what training changed is smaller than the last bit of
+            a bfloat16 weight, and merging would round it away. Both are frozen, in evaluation
+            mode. `trainable`, where a model without adapters is left to be trained, too. None
+            leaves the adapters out.
         **options: Of `from_pretrained`.
 
     Raises:
-        ConfigError: If it cannot be loaded, or lacks weights that its config.json asks for.
+        ConfigError: If a part cannot be loaded, or lacks weights that its config.json asks for.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    model = _load_unmerged(files, dtype, device, adapter, options)
+    if adapter == "trainable":
+        return model
+    exact = dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    if files.adapters and adapter == "merged" and exact:
+        model = merge_adapter(model) or _load_unmerged(files, dtype, device, adapter, options)
+    return model.requires_grad_(False).eval()
+
+
+def load_tokenizer(files: PolicyFiles) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    from transformers import AutoTokenizer
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, output_loading_info=True, **options
-        )
-    except torch.OutOfMemoryError:
-        raise
+        return AutoTokenizer.from_pretrained(files.tokenizer)
     except Exception as error:  # whatever a damaged or foreign folder makes libraries raise
-        raise ConfigError(_cannot(path, error, remedy)) from error
-    if missing := sorted(info["missing_keys"]):
-        raise ConfigError(
-            f"{path} does not hold what its config.json says: {len(missing)} weights are missing, "
-            f"such as {missing[0]}, and would be random. Restore the folder, or correct "
-            f"config.json. {remedy}".rstrip()
-        )
-    return model
+        raise ConfigError(_cannot(f"The tokenizer of {files.tokenizer}", error, "")) from error
+
+
+def load_given(
+    model: str | nn.Module, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A model to be trained and its tokenizer, each loaded only where it is not given.
+
+    Args:
+        model: The model, or its folder or Hub id: it is then loaded in float32.
+        tokenizer: The model's own when None.
+
+    Raises:
+        ConfigError: If one of them cannot be loaded.
+    """
+    loaded: Any = model
+    if isinstance(model, str):
+        loaded = load_model(whole_model(model), dtype=torch.float32, adapter="trainable")
+    if tokenizer is None:
+        tokenizer = load_tokenizer(whole_model(loaded.config._name_or_path))
+    return loaded, tokenizer
 
 
 def load_adapter(
@@ -72,7 +131,6 @@ def load_adapter(
     Raises:
         ConfigError: If the adapter cannot be loaded, does not fit the model, or lacks weights.
     """
-    import torch
     from peft import PeftModel
 
     folder = str(path)
@@ -94,6 +152,70 @@ def load_adapter(
         raise ConfigError(_cannot(f"The adapter {folder}", error, _OTHER, on=on)) from error
     _refuse_odd_keys(folder, found.missing_keys, "are missing, and would be random")
     _refuse_odd_keys(folder, found.unexpected_keys, "have no place in the model")
+    return model
+
+
+def as_device(device: torch.device | str | None) -> torch.device:
+    """The device that was asked for; the first accelerator, else the CPU, when None."""
+    if device is not None:
+        return torch.device(device)
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The type of weights that was asked for; when None float32 on a CPU, bfloat16 elsewhere.
+
+    Raises:
+        ConfigError: If it is no type of weights.
+    """
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"Unknown dtype {dtype!r}. Use float32, bfloat16 or float16.")
+    return found
+
+
+def _load_unmerged(
+    files: PolicyFiles,
+    dtype: torch.dtype | str,
+    device: torch.device | None,
+    adapter: AdapterUse | None,
+    options: dict[str, Any],
+) -> Any:
+    model = _load_whole(
+        files.model, BASE_REMEDY if files.adapters else "", {"dtype": dtype, **options}
+    )
+    if device is not None:
+        model = model.to(device)
+    trainable = adapter == "trainable"
+    if files.adapters and trainable and getattr(model, "is_quantized", False):
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    for name, folder in files.adapters.items() if adapter is not None else ():
+        model = load_adapter(model, folder, name=name, trainable=trainable)
+    return model
+
+
+def _load_whole(path: str, remedy: str, options: dict[str, Any]) -> Any:
+    """`AutoModelForCausalLM.from_pretrained` of a checkpoint that holds every weight."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, **options
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign folder makes libraries raise
+        raise ConfigError(_cannot(path, error, remedy)) from error
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(
+            f"{path} does not hold what its config.json says: {len(missing)} weights are missing, "
+            f"such as {missing[0]}, and would be random. Restore the folder, or correct "
+            f"config.json. {remedy}".rstrip()
+        )
     return model
 
 

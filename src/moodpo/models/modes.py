@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from moodpo.kernels.packed import grouped_attention, packed_linears
+from moodpo.models.fast import grouped_attention, packed_linears
 
 __all__ = ["cast_parameters", "evaluating", "rollout_dtype", "rollout_mode"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moodpo.kernels.precision import compute_dtype
+from moodpo.core.precision import compute_dtype
 from moodpo.models.modes import evaluating
 
 __all__ = ["gap", "mixing_types", "probe_ids", "probe_logps", "tolerance"]

@@ -14,13 +14,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from moodpo.errors import ConfigError
-from moodpo.files import write_json
+from moodpo.files import ADAPTER_CONFIG, hash_weights, write_json
 from moodpo.models.embedded import POLICY_PACKAGE, is_embedded, recorded_name
+from moodpo.models.find import PolicyFiles
 
 __all__ = [
     "absolute_folder",
     "check_savable",
     "describe_base",
+    "extend_lineage",
     "name_base",
     "prepare_saving",
     "record_base",
@@ -130,7 +132,7 @@ def record_base(folder: str | Path, base: str | None) -> None:
         folder: Changed where it holds an adapter.
         base: Folder or id of the model under it; None leaves what the adapter says.
     """
-    path = Path(folder) / "adapter_config.json"
+    path = Path(folder) / ADAPTER_CONFIG
     if base is None or not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -151,6 +153,24 @@ def describe_base(base: str | None, *, start: str | None) -> dict[str, Any]:
     if base is not None and is_embedded(base):
         record["package"] = POLICY_PACKAGE
     return record
+
+
+def extend_lineage(start: PolicyFiles) -> list[Mapping[str, Any]]:
+    """Records of all earlier iterations, oldest first, for `moodpo.json`.
+
+    Args:
+        start: The checkpoint that training starts from.
+    """
+    previous, folder = start.manifest, Path(start.path).resolve()
+    if previous is None:
+        logger.warning("%s has no moodpo.json: its objectives and lineage are unknown.", start.path)
+    entry = {
+        "path": start.path,
+        "sha256": hash_weights(start.path),
+        "steps": previous.training.get("steps") if previous else None,
+        "output_dir": str(folder.parent if folder.name.startswith("checkpoint-") else folder),
+    }
+    return [*(previous.lineage if previous else ()), entry]
 
 
 def with_recorded_path(record: Mapping[str, Any]) -> dict[str, Any]:

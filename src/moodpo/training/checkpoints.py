@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which there are, and whether one can be continued exactly.
+"""Runs on disk: whether a folder holds one, and which checkpoint can be continued exactly.
 
 Reads names of files; imports no torch.
 """
@@ -6,20 +6,21 @@ Reads names of files; imports no torch.
 from __future__ import annotations
 
 import os
-import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from moodpo.errors import ConfigError
 from moodpo.manifest import MANIFEST_NAME
+from moodpo.models.find import checkpoints_in, has_weights
 
-__all__ = ["STATE_NAME", "checkpoints_in", "find_checkpoint", "has_weights"]
+__all__ = ["STATE_NAME", "delete_run", "find_checkpoint", "holds_run"]
 
 STATE_NAME = "moodpo_state.json"
 
 _RESUME_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", STATE_NAME, MANIFEST_NAME)
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_RUN_FILES = (MANIFEST_NAME, "metrics.jsonl", "completions.jsonl", "trainer_state.json")
 
 
 def find_checkpoint(
@@ -57,15 +58,19 @@ def find_checkpoint(
     return folder
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
-    found = [p for p in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
+def holds_run(folder: Path) -> bool:
+    """Whether a folder is the output of a run, finished or not."""
+    return (folder / MANIFEST_NAME).is_file() or bool(checkpoints_in(folder))
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a folder holds a model's or an adapter's weights."""
-    return any(any(folder.glob(p)) for p in ("*.safetensors", "pytorch_model*.bin"))
+def delete_run(folder: Path) -> None:
+    """Deletes what a run wrote into a folder, where it holds one, and nothing else."""
+    if not holds_run(folder):
+        return
+    for checkpoint in checkpoints_in(folder):
+        shutil.rmtree(checkpoint)
+    for name in _RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _missing_files(folder: Path) -> list[str]:

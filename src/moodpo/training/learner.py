@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from moodpo.choices import Scalarization
 from moodpo.core.loss import imitation_loss, voted_loss
 from moodpo.core.pairing import preference_probabilities
-from moodpo.models.logps import CompletionLogps, TokenBatch, completion_logps
+from moodpo.core.tokens import TokenBatch
+from moodpo.models.logps import CompletionLogps, completion_logps
 from moodpo.models.modes import evaluating
 from moodpo.records import PairBatch, RolloutBatch
 from moodpo.rewards.normalize import Normalizer

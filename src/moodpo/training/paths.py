@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moodpo._upstream import lora_layers
+from moodpo.core.tokens import TokenBatch, collate_pairs, collate_sequences
 from moodpo.errors import ConfigError
-from moodpo.kernels.attention import NAME as OWN_ATTENTION
-from moodpo.kernels.attention import drop_pair_attention, use_pair_attention
-from moodpo.kernels.fused_lora import lora_layers, runs_fused
-from moodpo.kernels.reach import reach_of, text_config
-from moodpo.models.logps import TokenBatch, collate_pairs, collate_sequences, head_is_linear
+from moodpo.models.fast import OWN_ATTENTION, drop_pair_attention, runs_fused, use_pair_attention
+from moodpo.models.logps import head_is_linear
 from moodpo.models.modes import evaluating
 from moodpo.models.probe import mixing_types
+from moodpo.models.reach import reach_of, text_config
 from moodpo.records import TokenIds
 from moodpo.training.reference import Reference
 from moodpo.training.trial import REACH, PackingTrial, computing_dtype

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.errors import ConfigError
-from moodpo.manifest import hash_weights
+from moodpo.files import ADAPTER_CONFIG, hash_weights
 from moodpo.models.adapters import (
     FreshAdapter,
     adapter_differences,
@@ -28,6 +28,7 @@ from moodpo.models.adapters import (
     rewrites_base,
     switched_off,
 )
+from moodpo.models.find import whole_model
 from moodpo.models.load import load_model
 from moodpo.models.probe import gap, probe_logps, tolerance
 
@@ -318,7 +319,7 @@ def _is_silent(model: nn.Module) -> bool:
 
 def _reference_from_path(path: str, model: nn.Module, fresh: FreshAdapter | None) -> Reference:
     record = {"kind": "path", "path": path, "sha256": hash_weights(path)}
-    if not (Path(path) / "adapter_config.json").is_file():
+    if not (Path(path) / ADAPTER_CONFIG).is_file():
         loaded = _load_frozen(path, model)
         _check_vocabulary(loaded, model, f"reference={path}")
         return FrozenModel(loaded, record)
@@ -332,8 +333,10 @@ def _reference_from_path(path: str, model: nn.Module, fresh: FreshAdapter | None
 
 def _load_frozen(path: str, model: nn.Module) -> nn.Module:
     first = next(p for p in model.parameters() if p.is_floating_point())
-    loaded: nn.Module = load_model(path, dtype=first.dtype)
-    return loaded.to(first.device)
+    loaded: nn.Module = load_model(
+        whole_model(path), dtype=first.dtype, device=first.device, adapter=None
+    )
+    return loaded
 
 
 def _adapter_values(path: str, model: nn.Module, fresh: FreshAdapter | None) -> dict[str, Tensor]:

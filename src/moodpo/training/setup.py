@@ -7,19 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import nn
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from moodpo.choices import NormalizerKind
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, RewardSpecError
 from moodpo.generation.base import Generator
 from moodpo.generation.tokens import padding_token_id
-from moodpo.kernels.fused_lora import fuse_lora
 from moodpo.models.adapters import FreshAdapter, wrap_model
 from moodpo.models.chat_templates import warn_of_dates
-from moodpo.models.load import load_model
+from moodpo.models.fast import fuse_lora
+from moodpo.models.load import load_given
 from moodpo.models.savable import absolute_folder, prepare_saving
 from moodpo.rewards import Reward, RewardPanel, load_rewards
 from moodpo.rewards.normalize import Normalizer
@@ -68,10 +67,7 @@ def prepare(
     Raises:
         ConfigError: If it cannot be trained as `args` say, or not be saved.
     """
-    if isinstance(model, str):
-        model = load_model(model, dtype=torch.float32)
-    if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)  # type: ignore[union-attr]
+    model, tokenizer = load_given(model, tokenizer)
     check_model_lengths(model, args)
     sft = absolute_folder(known_base(model, base, start))
     base = absolute_folder(base or getattr(model.config, "_name_or_path", None) or None)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moodpo.kernels.precision import compute_dtype
-from moodpo.kernels.reach import numbers, says_positions, text_config
-from moodpo.models.logps import TokenBatch, collate_pairs, collate_sequences, completion_logps
+from moodpo.core.precision import compute_dtype
+from moodpo.core.tokens import TokenBatch, collate_pairs, collate_sequences
+from moodpo.models.logps import completion_logps
+from moodpo.models.reach import numbers, says_positions, text_config
 from moodpo.records import TokenIds
 
 __all__ = ["REACH", "PackingTrial", "computing_dtype"]

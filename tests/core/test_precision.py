@@ -1,6 +1,6 @@
 import torch
 
-from moodpo.kernels.precision import compute_dtype
+from moodpo.core.precision import compute_dtype
 
 
 def test_autocast_decides_inside_it_and_the_operands_outside():
