@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from moodpo.baselines import is_baseline
 from moodpo.cli.console import fail, note
@@ -22,6 +22,7 @@ from moodpo.cli.policies import (
     quick_manifest,
 )
 from moodpo.cli.prompts import read_prompts
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, RewardSpecError
 from moodpo.manifest import MANIFEST_NAME
 from moodpo.models.find import EMBEDDED_NAME, recorded_base
@@ -29,7 +30,6 @@ from moodpo.rewards import check_data, check_reward_specs, rebuild_specs
 from moodpo.rewards.specs import parse_spec
 
 if TYPE_CHECKING:
-    from moodpo.baselines import BaselinePolicy
     from moodpo.data.prompts import LoadedPrompts
     from moodpo.evaluation.results import FloatArray, SweepResult
     from moodpo.evaluation.sweep import Policy
@@ -263,7 +263,7 @@ def _evaluate(
     weights = _weights(args, tuple(objectives), _signed(manifest))
     count = len(prompts) if args.num_prompts is None else args.num_prompts
     data = prompts.dataset.select(spread_rows(len(prompts), count))
-    policy: SteerablePolicy | BaselinePolicy
+    policy: SteerablePolicy
     if is_baseline(args.policy):
         policy = load_baseline_policy(args)
     else:
@@ -305,7 +305,7 @@ def _evaluate(
         asked = weights[:, list(order)]
         return sweep(variant, prompt_list, panel, sampling=sampling, weights=asked, **seen)
 
-    return measure_sensitivity(cast("SteerablePolicy", policy), result, again)
+    return measure_sensitivity(policy, result, again)
 
 
 def _signed(manifest: RunManifest | None) -> tuple[str, ...]:
@@ -324,7 +324,7 @@ def _weights(
 
 
 def _load_baseline(
-    args: argparse.Namespace, manifest: RunManifest | None, policy: SteerablePolicy | BaselinePolicy
+    args: argparse.Namespace, manifest: RunManifest | None, policy: SteerablePolicy
 ) -> Policy | None:
     from moodpo.policy import SteerablePolicy
 
@@ -332,9 +332,11 @@ def _load_baseline(
         return None
     if args.baseline == "auto":
         return policy.base_policy()
+    # A saved baseline may write no weights; the model it is compared with reads them.
+    conditioner = Conditioner.from_dict(manifest.conditioning) if manifest else policy.conditioner
     return SteerablePolicy.from_pretrained(
         args.baseline,
-        conditioner=policy.conditioner,
+        conditioner=conditioner,
         device=args.device,
         dtype=args.dtype,
         generation_batch_size=args.generation_batch_size,
