@@ -32,9 +32,9 @@ from moodpo.rewards.specs import parse_spec
 if TYPE_CHECKING:
     from moodpo.data.prompts import LoadedPrompts
     from moodpo.evaluation.results import FloatArray, SweepResult
-    from moodpo.evaluation.sweep import Policy
     from moodpo.manifest import RunManifest
     from moodpo.policy import SteerablePolicy
+    from moodpo.protocols import Policy
 
 __all__ = ["bounds_lines", "parse_thresholds", "run"]
 
@@ -254,15 +254,15 @@ def _evaluate(
     prompts: LoadedPrompts,
     folder: Path,
 ) -> SweepResult:
-    from moodpo.cli.after import spread_rows
     from moodpo.cli.outputs import sweep_progress
+    from moodpo.evaluation.plan import SweepPlan, pick_prompts
     from moodpo.evaluation.sensitivity import measure_sensitivity
-    from moodpo.evaluation.sweep import evaluate_policy, sweep
+    from moodpo.evaluation.sweep import evaluate_policy, run_sweep
     from moodpo.rewards import RewardPanel, load_rewards
 
     weights = _weights(args, tuple(objectives), _signed(manifest))
     count = len(prompts) if args.num_prompts is None else args.num_prompts
-    data = prompts.dataset.select(spread_rows(len(prompts), count))
+    asked, columns = pick_prompts(prompts.dataset, count)
     policy: SteerablePolicy
     if is_baseline(args.policy):
         policy = load_baseline_policy(args)
@@ -276,34 +276,30 @@ def _evaluate(
     held_out = None
     if args.held_out_reward_models:
         held_out = RewardPanel(load_rewards(args.held_out_reward_models, **options))
-    columns = {n: list(data[n]) for n in data.column_names if n != "prompt"}
     folder.mkdir(parents=True, exist_ok=True)
-    note(f"sweep: {len(weights)} weight vectors × {len(data)} prompts of {prompts.report.source}")
-    prompt_list, seen = list(data["prompt"]), {"seed": args.seed, "columns": columns}
+    note(f"sweep: {len(weights)} weight vectors × {len(asked)} prompts of {prompts.report.source}")
     sampling = policy.sampling_with(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p
     )
+    plan = SweepPlan(weights=weights, seed=args.seed, columns=columns, sampling=sampling)
     with sweep_progress() as progress:
         result = evaluate_policy(
             policy,
-            prompt_list,
+            asked,
             panel,
-            sampling=sampling,
-            weights=weights,
+            plan,
             held_out=held_out,
             baseline_policy=baseline,
             resume_path=folder / JOURNAL,
             progress=progress,
             data_source=prompts.report.source,
-            **seen,
         )
     if not args.sensitivity:
         return result
 
-    def again(variant: Any, order: Sequence[int]) -> SweepResult:
+    def again(variant: SteerablePolicy, order: Sequence[int]) -> SweepResult:
         note("sweep: the same weights, written otherwise")
-        asked = weights[:, list(order)]
-        return sweep(variant, prompt_list, panel, sampling=sampling, weights=asked, **seen)
+        return run_sweep(variant, asked, panel, plan, weights=weights[:, list(order)])
 
     return measure_sensitivity(policy, result, again)
 
@@ -315,7 +311,7 @@ def _signed(manifest: RunManifest | None) -> tuple[str, ...]:
 def _weights(
     args: argparse.Namespace, objectives: tuple[str, ...], signed: tuple[str, ...]
 ) -> FloatArray:
-    from moodpo.evaluation.sweep import default_weights, load_weights_file
+    from moodpo.evaluation.weights import default_weights, load_weights_file
 
     if args.weights is not None:
         return load_weights_file(args.weights, objectives, signed=signed)

@@ -18,7 +18,7 @@ from moodpo.evaluation.front import is_non_dominated
 from moodpo.evaluation.guard import guard_metrics, guard_warnings
 from moodpo.evaluation.results import SweepResult
 from moodpo.evaluation.statistics import Resampling, front_metrics
-from moodpo.evaluation.steerability import steerability
+from moodpo.evaluation.steerability import steerability_metrics
 
 __all__ = ["analyze", "check_thresholds", "threshold_values"]
 
@@ -45,7 +45,9 @@ def analyze(
         result.num_prompts, num_resamples=num_resamples, seed=seed, confidence=confidence
     )
     metrics = {**front_metrics(result, resampling), "guard": guard_metrics(result)}
-    measured = replace(result, metrics=metrics, steerability=steerability(result, resampling))
+    measured = replace(
+        result, metrics=metrics, steerability=steerability_metrics(result, resampling)
+    )
     warnings = (*result.warnings, *_few_prompts(result), *_below_reference(result))
     # A second analysis of a stored result must not say everything twice.
     return replace(measured, warnings=_unique((*warnings, *guard_warnings(measured))))

@@ -62,7 +62,7 @@ __all__ = [
     "rank_correlation",
     "spearman_of_means",
     "spearman_within_prompt",
-    "steerability",
+    "steerability_metrics",
 ]
 
 HEADLINE = "spearman_within_prompt"
@@ -71,7 +71,9 @@ HEADLINE = "spearman_within_prompt"
 MAX_LEVELS = 21
 
 
-def steerability(result: SweepResult, resampling: Resampling | None = None) -> dict[str, Any]:
+def steerability_metrics(
+    result: SweepResult, resampling: Resampling | None = None
+) -> dict[str, Any]:
     """Everything under `steerability` of the results.
 
     Args:

@@ -38,7 +38,7 @@ from moodpo.evaluation.statistics import (
     paired_difference,
     utility_win_rate,
 )
-from moodpo.evaluation.steerability import spearman_within_prompt, steerability
+from moodpo.evaluation.steerability import spearman_within_prompt, steerability_metrics
 from moodpo.files import write_json
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _measures(result: SweepResult, first: SweepResult, resampling: Resampling) -
     metrics = front_metrics(result, resampling)
     kept = [*FRONT_METRICS, "utility_win_rate"]
     measures = {key: metrics[key] for key in kept if key in metrics}
-    measures["steerability"] = steerability(result, resampling)["mean"]
+    measures["steerability"] = steerability_metrics(result, resampling)["mean"]
     if result is not first:
         opponent = Baseline(name="first", rewards=first.rewards, completions=first.completions)
         duel = replace(result, baseline=opponent)
