@@ -70,7 +70,11 @@ def run(argv: Sequence[str]) -> int:
         split=args.dataset_split,
     )
     check_data([*specs, *args.held_out_reward_models], prompts)
-    _check_thresholds(thresholds, objectives, baseline=_baseline_name(args, manifest) is not None)
+    if thresholds:
+        from moodpo.evaluation.analysis import check_measures, measure_names
+
+        compared = _baseline_name(args, manifest) is not None
+        check_measures(thresholds, measure_names(objectives, baseline=compared))
     if args.lower_bounds and is_baseline(args.policy):
         raise ConfigError("A baseline is trained without lower bounds. Leave out --lower_bounds.")
     if not is_baseline(args.policy):
@@ -212,38 +216,6 @@ def _baseline_name(args: argparse.Namespace, manifest: RunManifest | None) -> st
     if args.baseline != "auto":
         return str(args.baseline)
     return recorded_base(manifest)
-
-
-def _check_thresholds(
-    thresholds: Mapping[str, float], objectives: Sequence[str], *, baseline: bool
-) -> None:
-    """Refuses unknown measures before the sweep, by asking a made-up one what it measures."""
-    if not thresholds:
-        return
-    import numpy as np
-
-    from moodpo.evaluation.analysis import analyze, check_thresholds
-    from moodpo.evaluation.results import Baseline, Normalization, SweepResult
-
-    K = len(objectives)
-    rewards = np.random.default_rng(0).normal(size=(K, 4, K))
-    texts = (("a",) * 4,) * K
-    made_up = SweepResult(
-        objectives=tuple(objectives),
-        policy={},
-        data={},
-        weights=np.eye(K),
-        prompts=("a",) * 4,
-        seeds=(0,) * 4,
-        sampling={},
-        rewards=rewards,
-        completions=texts,
-        lengths=np.ones((K, 4), dtype=np.int64),
-        baseline=Baseline(name="", rewards=rewards, completions=texts) if baseline else None,
-        normalization=Normalization(mean=np.zeros(K), std=np.ones(K), source=""),
-        reference_point=np.full(K, -9.0),
-    )
-    check_thresholds(analyze(made_up, num_resamples=10), thresholds)
 
 
 def _evaluate(
