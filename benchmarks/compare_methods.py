@@ -45,9 +45,10 @@ from moodpo.baselines.members import (
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.data.prompts import embedded_prompts, load_prompts
 from moodpo.evaluation.analysis import analyze
+from moodpo.evaluation.comparison import Comparison, compare
 from moodpo.evaluation.front import normalize_points
 from moodpo.evaluation.plan import pick_prompts
-from moodpo.evaluation.report.comparison import Comparison, compare, write_comparison
+from moodpo.evaluation.report.comparison import write_comparison
 from moodpo.evaluation.report.tables import Column, Table, format_intervals, markdown_table
 from moodpo.evaluation.results import Baseline, SweepResult
 from moodpo.evaluation.sweep import run_sweep

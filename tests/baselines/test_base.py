@@ -23,7 +23,7 @@ from moodpo.baselines import (
 )
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, ManifestError
-from moodpo.evaluation.report.comparison import compare
+from moodpo.evaluation.comparison import compare
 from moodpo.evaluation.sweep import evaluate_policy
 from moodpo.records import Answer
 from moodpo.rewards import RewardPanel, load_rewards
