@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from moodpo.errors import ConfigError
-from moodpo.evaluation.bootstrap import interval, resampled_means
 from moodpo.evaluation.results import Baseline, SweepResult
 from moodpo.evaluation.statistics import (
     FRONT_METRICS,
@@ -24,7 +23,11 @@ from moodpo.evaluation.statistics import (
     paired_difference,
     utility_win_rate,
 )
-from moodpo.evaluation.steerability import spearman_within_prompt, steerability_metrics
+from moodpo.evaluation.steerability import (
+    mean_over_objectives,
+    spearman_within_prompt,
+    steerability_metrics,
+)
 from moodpo.files import without_non_finite
 
 __all__ = ["SCHEMA", "VERSION", "Bounds", "Comparison", "compare"]
@@ -171,10 +174,7 @@ def _differences(
     gaps = spearman_within_prompt(result.weights, result.rewards) - spearman_within_prompt(
         first.weights, first.rewards
     )  # [N, K]
-    everyone = np.ones((1, len(gaps)))
-    value = float(resampled_means(gaps.T, everyone)[0].mean())
-    replicates = resampled_means(gaps.T, resampling.counts).mean(axis=-1)  # [R]
-    differences["steerability"] = interval(value, replicates, confidence=resampling.confidence)
+    differences["steerability"] = mean_over_objectives(gaps, resampling)
     return differences
 
 
