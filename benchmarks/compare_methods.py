@@ -45,11 +45,13 @@ from moodpo.baselines.members import (
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.data.prompts import embedded_prompts, load_prompts
 from moodpo.evaluation.analysis import analyze
+from moodpo.evaluation.comparison import Comparison, compare
 from moodpo.evaluation.front import normalize_points
-from moodpo.evaluation.report.comparison import Comparison, compare, write_comparison
+from moodpo.evaluation.plan import pick_prompts
+from moodpo.evaluation.report.comparison import write_comparison
 from moodpo.evaluation.report.tables import Column, Table, format_intervals, markdown_table
 from moodpo.evaluation.results import Baseline, SweepResult
-from moodpo.evaluation.sweep import sweep
+from moodpo.evaluation.sweep import run_sweep
 from moodpo.evaluation.weights import default_weights
 from moodpo.files import write_json
 from moodpo.generation.base import Completion, Generator
@@ -426,19 +428,18 @@ def evaluate(bench: Bench, policy: Any) -> SweepResult:
     """The sweep of one policy on the held-out prompts, not yet measured."""
     args = bench.args
     dataset = read_prompts(args.eval_csv_path, "heldout")
-    count = min(args.num_prompts, len(dataset))
-    dataset = dataset.select([i * len(dataset) // count for i in range(count)])
+    prompts, columns = pick_prompts(dataset, args.num_prompts)
     weights = default_weights(len(bench.panel), args.weights_per_objective)
-    return sweep(
+    return run_sweep(
         policy,
-        list(dataset["prompt"]),
+        prompts,
         bench.panel,
         weights=weights,
         seed=args.seed,
         sampling=policy.sampling,
-        columns={n: list(dataset[n]) for n in dataset.column_names if n != "prompt"},
+        columns=columns,
         # A soup is sampled one weight vector at a time: whole columns fill its batches.
-        chunk_size=count * len(weights),
+        chunk_size=len(prompts) * len(weights),
         data_source=args.eval_csv_path,
     )
 

@@ -78,8 +78,8 @@ from moodpo.conditioning.instruction import Conditioner
 from moodpo.conditioning.weights import parse_bound_ranges
 from moodpo.core.scalarization import Scalarization
 from moodpo.core.simplex import simplex_lattice
+from moodpo.evaluation.plan import prompt_seeds
 from moodpo.evaluation.steerability import spearman_within_prompt
-from moodpo.evaluation.sweep import prompt_seeds
 from moodpo.evaluation.weights import default_weights
 from moodpo.generation.base import SamplingConfig
 from moodpo.policy import SteerablePolicy

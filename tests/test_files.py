@@ -17,8 +17,9 @@ from evaluation.tiny_results import steered, tiny_result
 from moodpo.baselines.record import BaselineRecord
 from moodpo.cli.outputs import write_sweep
 from moodpo.data.prompts import write_csv
+from moodpo.evaluation.comparison import compare
 from moodpo.evaluation.journal import ScoredAnswer, SweepJournal
-from moodpo.evaluation.report.comparison import compare, write_comparison
+from moodpo.evaluation.report.comparison import write_comparison
 from moodpo.files import (
     hash_file,
     hash_weights,

@@ -14,7 +14,7 @@ from moodpo.training.samplers import DirichletSampler
 from moodpo.cli.chat import Chat
 from moodpo.conditioning.instruction import WEIGHT_FORMATS, Conditioner
 from moodpo.conditioning.weights import parse_weights
-from moodpo.evaluation.sweep import sweep
+from moodpo.evaluation.sweep import run_sweep
 from moodpo.evaluation.weights import default_weights, load_weights_file
 from moodpo.generation.base import Completion, SamplingConfig
 from moodpo.policy import SteerablePolicy
@@ -102,7 +102,7 @@ def by_chat(policy, grid, folder):
 
 def by_sweep(policy, grid, folder, weights=None):
     weights = np.array(grid) if weights is None else weights
-    sweep(policy, [PROMPT], panel(policy.objectives), sampling=SAMPLING, weights=weights)
+    run_sweep(policy, [PROMPT], panel(policy.objectives), sampling=SAMPLING, weights=weights)
 
 
 def by_csv(policy, grid, folder):
@@ -163,6 +163,6 @@ def test_the_default_sweep_asks_for_exact_tenths(policy):
     asked = replace(policy.conditioner, weight_format="percent")
     swept = policy.written_by(asked)
     swept.generator = Recorder()
-    sweep(swept, [PROMPT], panel("ab"), sampling=SAMPLING)
+    run_sweep(swept, [PROMPT], panel("ab"), sampling=SAMPLING)
     expected = [asked.encode(policy.tokenizer, PROMPT, [k / 10, 1 - k / 10]) for k in range(11)]
     assert sorted(swept.generator.asked) == sorted(expected)

@@ -16,7 +16,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, DataError, GenerationError, ManifestError, WeightsError
 from moodpo.evaluation.journal import SweepJournal
-from moodpo.evaluation.sweep import prompt_seeds, sweep
+from moodpo.evaluation.plan import prompt_seeds
+from moodpo.evaluation.sweep import run_sweep
 from moodpo.files import hash_weights
 from moodpo.generation.base import SamplingConfig
 from moodpo.manifest import RunManifest
@@ -433,7 +434,7 @@ def test_a_sweep_measures_what_was_sampled(base, by, temperature):
     policy = ending_sooner(base, by)
     sampling = SamplingConfig(max_new_tokens=6, temperature=temperature)
     prompts = [f"Say {n}" for n in range(24)]
-    result = sweep(policy, prompts, NoPanel(), weights=[[0.5, 0.5]], sampling=sampling)
+    result = run_sweep(policy, prompts, NoPanel(), weights=[[0.5, 0.5]], sampling=sampling)
     weights = torch.full((24, 2), 0.5)
     seeds = prompt_seeds(0, 24)
     answers = policy.sample(prompts, weights, seeds=seeds, sampling=sampling)
@@ -460,7 +461,7 @@ def test_an_interrupted_sweep_keeps_the_tokens(base, tmp_path):
     info = {"name": "sooner", "path": "sooner"}
 
     def results(name, **options):
-        result = sweep(
+        result = run_sweep(
             policy,
             ["a", "b", "c", "d"],
             NoPanel(),

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from moodpo.generation.tokens import count_tokens, read_answer, token_roles
 from moodpo.limits import check_range
 from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.models.adapters import rewrites_base
+from moodpo.models.choice import AdapterChoice, AsLoaded, WithoutAdapters
 from moodpo.models.find import PolicyFiles, find_policy, locate_base, recorded_base
 from moodpo.models.load import as_device, as_dtype, load
 from moodpo.models.logps import completion_logps, head_is_linear
@@ -63,6 +64,8 @@ class SteerablePolicy:
         dtype: Half precision to compute in, where the weights are not all of it already.
         base: Path or id of the model before training, for `base_policy`.
         lower_bounds: What `sample` asks every objective to reach, by name, in raw reward.
+        adapters: Which of the model's adapters answer; the model as it is when None.
+        generator: Samples from the model; one of its own when None.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class SteerablePolicy:
         dtype: torch.dtype | None = None,
         base: str | None = None,
         lower_bounds: Mapping[str, float] | None = None,
+        adapters: AdapterChoice | None = None,
+        generator: HFGenerator | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -84,9 +89,9 @@ class SteerablePolicy:
         self.sampling = sampling
         self._info = dict(info or {})
         self._base = base
-        self._around: Any = nullcontext
-        self._bounds = self._read_bounds(lower_bounds)
-        self.generator = HFGenerator(
+        self._bounds = validate_bounds(lower_bounds, self.objectives, conditioner.lower_bounds)
+        self.adapters: AdapterChoice = adapters or AsLoaded()
+        self.generator = generator or HFGenerator(
             model,
             **token_roles(model, tokenizer),
             generation_batch_size=generation_batch_size,
@@ -166,7 +171,7 @@ class SteerablePolicy:
         Raises:
             WeightsError: If the policy was trained without them.
         """
-        return copy(self)._asked_for(lower_bounds)
+        return self._view(lower_bounds=lower_bounds)
 
     def generate(
         self,
@@ -242,11 +247,28 @@ class SteerablePolicy:
             self.conditioner.encode(self.tokenizer, prompt, row, self._bounds)
             for prompt, row in zip(prompts, weights.tolist(), strict=True)
         ]
-        with self._around():
-            completions = self.generator.generate(
-                ids, sampling=sampling, num_completions=1, seeds=seeds
-            )
-        return [read_answer(self.tokenizer, completion) for (completion,) in completions]
+        answers = [Answer("")] * len(ids)
+        for active, rows in self._groups(weights):
+            with active:
+                completions = self.generator.generate(
+                    [ids[i] for i in rows],
+                    sampling=sampling,
+                    num_completions=1,
+                    seeds=[seeds[i] for i in rows],
+                )
+            for i, (completion,) in zip(rows, completions, strict=True):
+                answers[i] = read_answer(self.tokenizer, completion)
+        return answers
+
+    def _groups(
+        self, weights: Tensor
+    ) -> Iterator[tuple[AbstractContextManager[Any], Sequence[int]]]:
+        """Rows that the same adapters answer, with what makes the model compute with those."""
+        groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+        for i, row in enumerate(weights.tolist()):
+            groups[self.adapters.group(tuple(row))].append(i)
+        for group, rows in groups.items():
+            yield self.adapters.active(group), rows
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts whose own are not known, special tokens not counted."""
@@ -279,6 +301,8 @@ class SteerablePolicy:
             N values in nats; None where the model before training is not known, or the tokens of
             an answer are not: a text alone does not say how it ended.
         """
+        if self._is_base:
+            return [0.0] * len(answers)
         if not self._holds_base and self._base is None:
             return None
         sampled = [None if isinstance(answer, str) else answer.token_ids for answer in answers]
@@ -288,7 +312,7 @@ class SteerablePolicy:
         temperature = (sampling or self.sampling).temperature or 1.0
         ours, theirs = (
             policy._logps(prompts, weights, token_ids, temperature)
-            for policy in (self, self._reference)
+            for policy in (self, self._before)
         )
         return (ours - theirs).tolist()
 
@@ -301,33 +325,44 @@ class SteerablePolicy:
     ) -> Tensor:
         """Log-probabilities `[N]` of completions in nats; 0 of one without any token."""
         result = torch.zeros(len(completions))
-        lengths = [len(ids) for ids in completions]
-        rows = sorted((i for i, length in enumerate(lengths) if length), key=lengths.__getitem__)
-        device = next(self.model.parameters()).device
-        pad = self.generator.pad_token_id
-        for start in range(0, len(rows), LOGP_ROWS):
-            some = rows[start : start + LOGP_ROWS]
-            conditioned = [
-                self.conditioner.encode(
-                    self.tokenizer, prompts[i], weights[i].tolist(), self._bounds
-                )
-                for i in some
-            ]
-            batch = collate_sequences(conditioned, [completions[i] for i in some], pad_token_id=pad)
-            with self._around(), torch.no_grad():
-                scored = completion_logps(
-                    self.model,
-                    batch.to(device),
-                    linear_head=self._linear_head,
-                    with_entropies=False,
-                    temperature=temperature,
-                )
-            result[some] = scored.logps.float().cpu()
+        for active, rows in self._groups(weights):
+            lengths = {i: len(completions[i]) for i in rows if completions[i]}
+            ordered = sorted(lengths, key=lengths.__getitem__)
+            with active:
+                for start in range(0, len(ordered), LOGP_ROWS):
+                    some = ordered[start : start + LOGP_ROWS]
+                    asked = [prompts[i] for i in some], weights[some]
+                    said = [completions[i] for i in some]
+                    result[some] = self._logps_of(*asked, said, temperature)
         return result
+
+    @torch.no_grad()
+    def _logps_of(
+        self,
+        prompts: Sequence[Prompt],
+        weights: Tensor,
+        completions: Sequence[TokenIds],
+        temperature: float,
+    ) -> Tensor:
+        """Log-probabilities `[n]` of what one forward pass takes, none of it empty."""
+        conditioned = [
+            self.conditioner.encode(self.tokenizer, prompt, row, self._bounds)
+            for prompt, row in zip(prompts, weights.tolist(), strict=True)
+        ]
+        pad = self.generator.pad_token_id
+        batch = collate_sequences(conditioned, completions, pad_token_id=pad)
+        scored = completion_logps(
+            self.model,
+            batch.to(next(self.model.parameters()).device),
+            linear_head=self._linear_head,
+            with_entropies=False,
+            temperature=temperature,
+        )
+        return scored.logps.float().cpu()
 
     def describe(self) -> dict[str, Any]:
         """Name, path, kind, lineage and a hash of the weights."""
-        described = {**self._info, "sha256": self._sha256}
+        described = {**self._info, "sha256": self._hash()}
         return {**described, "lower_bounds": bounds} if (bounds := self.lower_bounds) else described
 
     def written_by(self, conditioner: Conditioner) -> SteerablePolicy:
@@ -340,9 +375,7 @@ class SteerablePolicy:
         Returns:
             A policy that shares this one's weights.
         """
-        other = copy(self)
-        other.conditioner = conditioner
-        return other._asked_for(self.lower_bounds)
+        return self._view(conditioner=conditioner)
 
     def base_policy(self) -> SteerablePolicy:
         """The model before training, under the very same instructions: what to compare with.
@@ -352,11 +385,25 @@ class SteerablePolicy:
         Raises:
             ManifestError: If nothing says what the base model is.
         """
-        return self._reference
+        return self._before
 
-    @cached_property
-    def _linear_head(self) -> bool:
-        return head_is_linear(self.model)
+    def _view(self, **changes: Any) -> SteerablePolicy:
+        """A policy that shares this one's weights, and all else but what changes."""
+        same: dict[str, Any] = {
+            "conditioner": self.conditioner,
+            "sampling": self.sampling,
+            "info": self._info,
+            "base": self._base,
+            "lower_bounds": self.lower_bounds,
+            "adapters": self.adapters,
+            "generator": self.generator,
+        }
+        return SteerablePolicy(self.model, self.tokenizer, **{**same, **changes})
+
+    @property
+    def _is_base(self) -> bool:
+        """Whether this is the model before training."""
+        return isinstance(self.adapters, WithoutAdapters)
 
     @property
     def _holds_base(self) -> bool:
@@ -371,65 +418,36 @@ class SteerablePolicy:
         )
 
     @cached_property
-    def _reference(self) -> SteerablePolicy:
-        if self._holds_base:
-            return _WithoutAdapter(self)
+    def _before(self) -> SteerablePolicy:
+        if self._is_base or self._holds_base:
+            info = {"name": "base model", "path": self._base, "kind": "base", "sha256": None}
+            adapters = WithoutAdapters(self.model)
+            return self._view(adapters=adapters, info={**info, "lineage": []})
         if self._base is None:
             raise ManifestError(
                 "This policy does not say which model it was trained from. Name a baseline."
             )
         first = next(self.model.parameters())
-        base = SteerablePolicy.from_pretrained(
+        stored = SteerablePolicy.from_pretrained(
             locate_base(self._base),
             conditioner=self.conditioner,
             device=first.device,
             dtype=first.dtype,
             generation_batch_size=self.generator.generation_batch_size,
         )
-        base._bounds = self._bounds
-        base._info |= {"name": "base model", "kind": "base"}
-        return base
+        named = {**stored._info, "name": "base model", "kind": "base"}
+        return stored._view(info=named, lower_bounds=self.lower_bounds)
 
     @cached_property
-    def _sha256(self) -> str | None:
+    def _linear_head(self) -> bool:
+        return head_is_linear(self.model)
+
+    def _hash(self) -> str | None:
+        """Of the weights, where they are on disk."""
+        if "sha256" in self._info:
+            return self._info["sha256"]  # type: ignore[no-any-return]
         path = self._info.get("path")
         return hash_weights(path) if path and Path(path).is_dir() else None
-
-    def _asked_for(self, lower_bounds: Mapping[str, float]) -> SteerablePolicy:
-        """This policy itself, with other bounds."""
-        self._bounds = self._read_bounds(lower_bounds)
-        self.__dict__.pop("_reference", None)  # the base model is asked for the same
-        return self
-
-    def _read_bounds(self, lower_bounds: Mapping[str, float] | None) -> tuple[float, ...]:
-        return validate_bounds(lower_bounds, self.objectives, self.conditioner.lower_bounds)
-
-
-class _WithoutAdapter(SteerablePolicy):
-    """A policy with its adapter switched off while it samples."""
-
-    def __init__(self, policy: SteerablePolicy) -> None:
-        self.__dict__.update(policy.__dict__)
-        self._info = {"name": "base model", "path": policy._base, "kind": "base", "lineage": []}
-        self._around = self._disabled
-        self._sha256 = None
-
-    def kl_to_reference(
-        self,
-        prompts: Sequence[Prompt],
-        weights: Tensor,
-        answers: Sequence[Answer | str],
-        *,
-        sampling: SamplingConfig | None = None,
-    ) -> list[float] | None:
-        """Zero: it is the reference."""
-        return [0.0] * len(answers)
-
-    @contextmanager
-    def _disabled(self) -> Iterator[None]:
-        switch: AbstractContextManager[None] = self.model.disable_adapter()  # type: ignore[operator]
-        with switch:
-            yield
 
 
 def _conditioner(files: PolicyFiles, objectives: Sequence[str] | None) -> Conditioner:

@@ -23,7 +23,7 @@ from moodpo.baselines import (
 )
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, ManifestError
-from moodpo.evaluation.report.comparison import compare
+from moodpo.evaluation.comparison import compare
 from moodpo.evaluation.sweep import evaluate_policy
 from moodpo.records import Answer
 from moodpo.rewards import RewardPanel, load_rewards
@@ -110,6 +110,21 @@ def test_the_base_policy_reads_the_same_text_without_the_adapters(policies, kind
         Answer(decode(c.token_ids, skip_special_tokens=True), c.token_ids, c.finished)
         for (c,) in expected
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_baseline_is_asked_like_the_method_and_knows_how_far_it_went(policies, kind):
+    policy = policies[kind]
+    asked = policy.generate(PROMPTS[:2], {"vowels": 1.0}, max_new_tokens=5, temperature=0)
+    weights = torch.tensor([[1.0, 0.0]] * 2)
+    sampling = policy.sampling_with(max_new_tokens=5, temperature=0)
+    answers = policy.sample(PROMPTS[:2], weights, seeds=[0, 1], sampling=sampling)
+    assert asked == [answer.text for answer in answers]
+    moved = policy.kl_to_reference(PROMPTS[:2], weights, answers)
+    assert (moved == [0.0, 0.0]) == (kind is PromptedPolicy)
+    mixed = torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # rows of two groups
+    assert policy.kl_to_reference(PROMPTS[:2], mixed, answers)[1] == pytest.approx(moved[1])
+    assert policy.base_policy().kl_to_reference(PROMPTS[:2], weights, answers) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

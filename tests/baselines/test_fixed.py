@@ -3,9 +3,10 @@ import pytest
 import torch
 from hypothesis import given
 
-from baselines.tiny_baselines import PROMPTS, ask, load_base, options, random_members
+from baselines.tiny_baselines import NAMES, PROMPTS, ask, load_base, options, random_members
 from moodpo.baselines import FixedWeightPolicy, load_baseline, train_fixed_weights
 from moodpo.baselines.fixed import nearest_member
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, WeightsError
 from moodpo.generation.tokens import read_answer
 
@@ -36,7 +37,7 @@ def test_the_nearest_member_answers_under_its_own_instruction(tmp_path, instruct
     answers = ask(policy, *asked)
     for i, (weights, member) in enumerate(zip(asked, (0, 1, 1, 2), strict=True)):
         own = TRAINED[member] if instructed else None
-        ids = policy.conditioner.encode(policy.tokenizer, PROMPTS[i], own)
+        ids = Conditioner(objectives=NAMES).encode(policy.tokenizer, PROMPTS[i], own)
         policy.model.set_adapter(f"member-{member}")
         ((completion,),) = policy.generator.generate(
             [ids], sampling=policy.sampling, num_completions=1, seeds=[0]

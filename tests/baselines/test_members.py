@@ -71,6 +71,17 @@ def test_a_silent_conditioner_frames_the_prompt_and_says_no_weights():
     assert silent.encode(tokenizer, "x", (1.0, 0.0)) == plain
 
 
+def test_members_read_what_the_method_would(tmp_path):
+    args = config(tmp_path / "run")
+    setup = Setup.of(
+        load_base(tmp_path / "base"),
+        **options(tmp_path, args=args, reward_funcs=["plainness", "richness"]),
+    )
+    names = ("plainness", "richness")
+    assert setup.conditioner == args.make_conditioner(names)
+    assert "Write simply" in setup.conditioner.instruction((0.7, 0.3))
+
+
 def test_the_trainer_draws_what_its_weight_sampler_says(tmp_path):
     draw = Counted(constant_draw([0.9, 0.1]))
     trainer = MOODPOTrainer(

@@ -135,7 +135,7 @@ def test_fine_tuning_learns_the_samples_under_their_scores_and_survives_its_file
     policy.save(tmp_path / "saved")
     loaded = load_baseline(tmp_path / "saved")
     assert type(loaded) is RewardsInContextPolicy
-    assert loaded.scores_at((0.3, 0.7)) == policy.scores_at((0.3, 0.7))
+    assert loaded.conditioner.at((0.3, 0.7)) == policy.conditioner.at((0.3, 0.7))
     assert ask(loaded, (0.3, 0.7), (1.0, 0.0)) == ask(policy, (0.3, 0.7), (1.0, 0.0))
 
 

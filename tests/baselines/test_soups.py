@@ -25,6 +25,12 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
+def logits_at(policy, weights):
+    """Of the soup at these weights."""
+    with policy.adapters.active(policy.adapters.group(weights)):
+        return logits(policy.model)
+
+
 def interpolated(folder, policy, weights):
     """θ_0 + Σ_k w_k (θ_k − θ_0), every weight matrix written out in full."""
     model = load_base(folder / "base")
@@ -46,14 +52,14 @@ def test_a_soup_is_the_interpolation_of_the_weights(tmp_path, weights, rslora):
     config = lora(use_rslora=True, lora_alpha=8) if rslora else lora()  # one scale, 4
     policy = random_members(tmp_path, RewardedSoup, peft_config=config)
     expected = logits(interpolated(tmp_path, policy, weights))
-    torch.testing.assert_close(logits(policy.model_at(weights)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_at(policy, weights), expected, atol=1e-5, rtol=1e-5)
     base = logits(load_base(tmp_path / "base"))
     assert (expected - base).abs().max() > 0.1  # the adapters do something
 
 
 def test_averaging_the_factors_would_be_another_model(tmp_path):
     policy = random_members(tmp_path, RewardedSoup)
-    exact = logits(policy.model_at((0.5, 0.5)))
+    exact = logits_at(policy, (0.5, 0.5))
     policy.model.add_weighted_adapter(
         list(policy.record.adapters), [0.5, 0.5], "averaged", combination_type="linear"
     )
@@ -71,7 +77,7 @@ def test_a_soup_at_a_corner_is_that_objectives_own_policy(tmp_path):
             ids, sampling=GREEDY, num_completions=1, seeds=range(len(ids))
         )
         assert soup == [read_answer(policy.tokenizer, completion) for (completion,) in alone]
-        assert torch.equal(logits(policy.model_at(corner)), logits(policy.model))
+        assert torch.equal(logits_at(policy, corner), logits(policy.model))
     assert ask(policy, (1.0, 0.0)) != ask(policy, (0.0, 1.0))
 
 
@@ -86,7 +92,7 @@ def test_rows_are_answered_as_if_each_weight_vector_were_alone(tmp_path):
 
 def test_soups_are_made_once_and_forgotten_when_there_are_too_many(tmp_path, monkeypatch):
     policy = random_members(tmp_path, RewardedSoup)
-    policy.cache_size = 2
+    policy.adapters.cache_size = 2
     made = []
     add = policy.model.add_weighted_adapter
     monkeypatch.setattr(
@@ -123,12 +129,12 @@ def test_a_soup_needs_one_policy_per_objective(tmp_path):
 def test_a_trained_soup_survives_its_files(tmp_path):
     policy = train_soup(load_base(tmp_path / "base"), **options(tmp_path / "run"))
     rows = [(0.3, 0.7), (1.0, 0.0), (0.0, 1.0)]
-    before = logits(policy.model_at(rows[0]))
+    before = logits_at(policy, rows[0])
     policy.save(tmp_path / "saved")
     loaded = load_baseline(tmp_path / "saved")
     assert type(loaded) is RewardedSoup
     assert loaded.record == copy.deepcopy(policy.record)
-    torch.testing.assert_close(logits(loaded.model_at(rows[0])), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_at(loaded, rows[0]), before, atol=1e-5, rtol=1e-5)
     assert ask(loaded, *rows) == ask(policy, *rows)
     folders = {p.name for p in (tmp_path / "saved" / "adapters").iterdir() if p.is_dir()}
     assert folders == {"member-0", "member-1"}  # soups are mixed again, not kept

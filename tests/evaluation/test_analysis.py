@@ -8,8 +8,15 @@ import pytest
 
 from evaluation.tiny_results import steered, tiny_result
 from moodpo.errors import ConfigError
-from moodpo.evaluation.analysis import analyze, check_thresholds, threshold_values
+from moodpo.evaluation.analysis import (
+    MEASURES,
+    analyze,
+    check_thresholds,
+    measure_names,
+    threshold_values,
+)
 from moodpo.evaluation.results import SweepResult
+from moodpo.evaluation.statistics import FRONT_METRICS
 
 FEW = {"num_resamples": 100}
 
@@ -93,6 +100,27 @@ def test_where_less_is_better_there_is_no_minimum(analyzed, name):
     with pytest.raises(ConfigError, match="Less is better"):
         check_thresholds(analyzed, {name: 0.5})
     assert name not in threshold_values(analyzed)
+
+
+def single_numbers(result):
+    """Names of all that was measured and is one number."""
+    measured = {**result.steerability, **result.metrics}
+    return {n for n, v in measured.items() if isinstance(v, dict) and "value" in v} - {"mean"}
+
+
+def test_the_table_of_measures_is_what_an_analysis_gives(analyzed):
+    alone = analyze(tiny_result(steered(40)), **FEW)
+    assert single_numbers(alone) == MEASURES.keys() - {"utility_win_rate"}
+    fronts = [f"{of}_{name}" for of in ("baseline", "gain") for name in FRONT_METRICS]
+    assert single_numbers(analyzed) == {*MEASURES, *fronts}
+    for result, baseline in ((alone, False), (analyzed, True)):
+        names = measure_names(result.objectives, baseline=baseline)
+        assert list(threshold_values(result)) == names
+        assert set(names) - {"steerability", "steerability/a", "steerability/b"} == {
+            name
+            for name in single_numbers(result)
+            if MEASURES[name.removeprefix("gain_").removeprefix("baseline_")] == "more"
+        }
 
 
 @pytest.mark.parametrize("name", ["steering", "points", "guard", "mean", "headline", "objectives"])

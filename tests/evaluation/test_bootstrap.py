@@ -14,6 +14,7 @@ from moodpo.evaluation.bootstrap import (
     interval,
     intervals,
     jackknife_counts,
+    present_means,
     resample_counts,
     resampled_means,
     wilson_interval,
@@ -68,6 +69,12 @@ def test_resampled_means_agree_with_plain_python(values, seed):
     for r, draws in enumerate(counts.tolist()):
         for i, row in enumerate(values.tolist()):
             assert means[r, i] == pytest.approx(slow_mean(row, draws), nan_ok=True, abs=1e-12)
+
+
+def test_present_means_draw_each_once():
+    values = [[[1.0, 2.0, math.nan], [3.0, 4.0, 8.0]], [[math.nan] * 3, [0.0, 0.0, 0.0]]]
+    expected = np.array([[1.5, 5.0], [math.nan, 0.0]])
+    np.testing.assert_allclose(present_means(values), expected)
 
 
 def test_the_percentile_interval_by_hand():

@@ -21,7 +21,7 @@ from moodpo.evaluation.steerability import (
     rank_correlation,
     spearman_of_means,
     spearman_within_prompt,
-    steerability,
+    steerability_metrics,
 )
 
 TIED = st.integers(-2, 2).map(float)
@@ -29,7 +29,7 @@ TIED = st.integers(-2, 2).map(float)
 
 def measure(rewards, **changes):
     result = tiny_result(rewards, **changes)
-    return steerability(result, Resampling.of(result.num_prompts, num_resamples=200))
+    return steerability_metrics(result, Resampling.of(result.num_prompts, num_resamples=200))
 
 
 def slow_ranks(values):
@@ -179,7 +179,7 @@ def test_corners_by_hand():
 def test_the_effect_size_is_in_standard_deviations():
     result = tiny_result(steered())
     units = dataclasses.replace(result.normalization, std=np.array([4.0, 1.0]))
-    report = steerability(dataclasses.replace(result, normalization=units))
+    report = steerability_metrics(dataclasses.replace(result, normalization=units))
     objective = report["objectives"]["a"]
     for bound in ("value", "low", "high"):
         assert objective["effect_size"][bound] == pytest.approx(objective["corner_gap"][bound] / 4)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -8,8 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from moodpo.errors import (
     ConfigError,
@@ -20,8 +17,9 @@ from moodpo.errors import (
     WeightsError,
 )
 from moodpo.evaluation.journal import fingerprint
+from moodpo.evaluation.plan import SweepPlan, prompt_seeds
 from moodpo.evaluation.results import SweepResult
-from moodpo.evaluation.sweep import SweepProgress, evaluate_policy, prompt_seeds, sweep
+from moodpo.evaluation.sweep import SweepProgress, evaluate_policy, run_sweep
 from moodpo.generation.base import SamplingConfig
 from moodpo.records import Answer
 
@@ -81,7 +79,7 @@ class FixedPanel:
 
 def run(policy=None, prompts=PROMPTS, panel=None, **options):
     options = {"weights": WEIGHTS, "sampling": SAMPLING, **options}
-    return sweep(policy or RulePolicy(), prompts, panel or CountPanel(), **options)
+    return run_sweep(policy or RulePolicy(), prompts, panel or CountPanel(), **options)
 
 
 def content(result):
@@ -124,20 +122,6 @@ def test_chunks_do_not_matter():
 
 def test_the_default_weights_are_the_lattice():
     assert run(weights=None).num_weights == 11
-
-
-def test_seeds_belong_to_the_prompt_and_the_seed():
-    assert prompt_seeds(0, 5)[:3] == prompt_seeds(0, 3)
-    assert prompt_seeds(0, 3) != prompt_seeds(1, 3)
-    assert all(0 <= seed < 2**53 for seed in prompt_seeds(7, 100))
-    assert len(set(prompt_seeds(0, 1000))) == 1000
-    with pytest.raises(ConfigError, match="at least 0"):
-        prompt_seeds(-1, 2)
-
-
-@given(st.integers(0, 2**40), st.integers(1, 20))
-def test_seeds_repeat(seed, count):
-    assert prompt_seeds(seed, count) == prompt_seeds(seed, count)
 
 
 def test_the_base_model_gives_the_units():
@@ -276,14 +260,6 @@ def test_progress_counts_every_row_of_every_phase():
     counts = [(p.phase, p.done, p.total) for p in seen]
     policy = [("policy", done, 18) for done in (5, 10, 15, 18)]
     assert counts == policy + [("baseline", *rest) for _, *rest in policy]
-    assert seen[3].eta_seconds == 0.0
-
-
-def test_the_expected_time_ignores_restored_rows():
-    progress = SweepProgress(phase="policy", done=60, total=100, restored=50, seconds=5.0)
-    assert progress.eta_seconds == pytest.approx(20.0)
-    nothing = dataclasses.replace(progress, done=50)
-    assert math.isnan(nothing.eta_seconds)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
@@ -401,6 +377,23 @@ def test_numbers_of_the_analysis_are_checked_before_the_sweep(options):
     with pytest.raises(ConfigError, match="num_resamples must be at least 1 and confidence"):
         evaluate_policy(policy, PROMPTS, CountPanel(), sampling=SAMPLING, **options)
     assert not policy.asked
+
+
+def test_a_plan_and_its_options_are_one_way_to_ask():
+    plan = SweepPlan(weights=WEIGHTS, sampling=SAMPLING, seed=2, data_source="x")
+    asked = run_sweep(RulePolicy(), PROMPTS, CountPanel(), plan, seed=3)
+    assert content(asked) == content(run(seed=3, data_source="x"))
+    assert plan.seed == 2
+    with pytest.raises(TypeError, match="'sede'"):
+        evaluate_policy(RulePolicy(), PROMPTS, CountPanel(), plan, sede=3)
+
+
+def test_sampling_is_the_policys_own_where_nobody_says_otherwise():
+    policy = RulePolicy()
+    policy.sampling = SAMPLING
+    assert content(run(policy, sampling=None)) == content(run())
+    with pytest.raises(ConfigError, match="RulePolicy does not say how it samples"):
+        run(sampling=None)
 
 
 def test_containers_with_labels_are_read_by_them_or_in_order():

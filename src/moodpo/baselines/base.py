@@ -1,50 +1,45 @@
-"""What all baselines share: asking a model in groups of rows, saving, loading.
+"""What all baselines share: a `SteerablePolicy` with a record of its own, saving, loading.
 
-A baseline is a policy for `evaluation.sweep`, beside `moodpo.SteerablePolicy`: it has objectives
-and samples one answer per prompt and weight vector. What differs between baselines is which text
-the model reads and which weights it computes with. Knows nothing of training or rewards.
-Shapes: N prompts, K objectives.
+What differs between baselines is which text the model reads (a conditioner) and which weights it
+computes with (an adapter choice). Knows nothing of training or rewards. Shapes: K objectives.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, ManifestError
 from moodpo.files import hash_weights, share_files
 from moodpo.generation.base import SamplingConfig
-from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import count_tokens, read_answer, token_roles
+from moodpo.models.choice import AdapterChoice, AsLoaded, adapter_at
 from moodpo.models.embedded import EMBEDDED_NAME, is_embedded, recorded_name
 from moodpo.models.find import PolicyFiles, locate_base
 from moodpo.models.load import as_device, as_dtype, load
 from moodpo.models.savable import record_base
-from moodpo.records import Answer, Prompt, TokenIds
+from moodpo.policy import SteerablePolicy
+from moodpo.records import Prompt
 from moodpo.training.guard import check_savable_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ADAPTERS", "BaselinePolicy", "BeforeTraining", "make_record"]
+__all__ = ["ADAPTERS", "BaselinePolicy", "OneAdapter", "Silent", "make_record"]
 
 ADAPTERS = "adapters"
 
-Weights = tuple[float, ...]
 
-
-class BaselinePolicy:
-    """A model that is asked with weight vectors, one group of alike rows at a time.
+class BaselinePolicy(SteerablePolicy):
+    """A steerable policy that writes weights, or chooses adapters by them, in another way.
 
     Args:
         model: The base model, or the PEFT model that carries the record's adapters.
@@ -82,72 +77,40 @@ class BaselinePolicy:
                 f"The record names the adapters {missing}, which the model does not carry. Pass "
                 "the PEFT model they were trained on."
             )
-        self.model: Any = model.requires_grad_(False).eval()
-        self.tokenizer = tokenizer
         self.record = record
-        self.conditioner = Conditioner.from_dict(record.conditioning)
         self.path = path
-        self.generator = HFGenerator(
-            model,
-            **token_roles(model, tokenizer),
+        super().__init__(
+            model.requires_grad_(False).eval(),
+            tokenizer,
+            self.written(record),
+            sampling=SamplingConfig(**record.sampling),
             generation_batch_size=generation_batch_size,
             dtype=dtype,
+            base=record.base_model,
+            adapters=self.chosen(model, record),
+            info={
+                "name": self.title,
+                "path": str(path or record.base_model),
+                "kind": self.kind,
+                "lineage": [],
+                "adapters": len(record.adapters),
+                "training": dict(record.training),
+            },
         )
 
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """Names of the objectives, in the order of every weight vector."""
-        return self.conditioner.objectives
+    # ---- What a baseline decides ----
 
-    @property
-    def sampling(self) -> SamplingConfig:
-        """How completions were sampled in training."""
-        return SamplingConfig(**self.record.sampling)
+    @classmethod
+    def written(cls, record: BaselineRecord) -> Conditioner:
+        """What the model reads; by default the prompt alone, which says nothing of weights."""
+        return Silent.from_dict(record.conditioning)
 
-    def sampling_with(self, **changes: float | None) -> SamplingConfig:
-        """How this policy samples, with some settings changed; None changes nothing."""
-        return self.sampling.changed(**changes)
+    @classmethod
+    def chosen(cls, model: nn.Module, record: BaselineRecord) -> AdapterChoice:
+        """Which adapters answer; by default the first one, whatever the weights."""
+        return OneAdapter(model, record.adapters[0])
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        weights: Tensor,
-        *,
-        seeds: Sequence[int],
-        sampling: SamplingConfig,
-    ) -> list[Answer]:
-        """One answer per prompt, for sweeps.
-
-        Args:
-            prompts: N raw prompts.
-            weights: `[N, K]` on the simplex.
-            seeds: N integers; an answer depends on its own prompt, weights and seed alone.
-            sampling: How completions are sampled.
-
-        Returns:
-            N answers, with the tokens that were sampled.
-        """
-        return self._sample(prompts, weights, seeds, sampling, trained=True)
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of texts whose own are not known, special tokens not counted."""
-        return count_tokens(self.tokenizer, texts)
-
-    def describe(self) -> dict[str, Any]:
-        """Name, path, kind, lineage and a hash of the adapters, for results."""
-        return {
-            "name": self.title,
-            "path": str(self.path or self.record.base_model),
-            "kind": self.kind,
-            "lineage": [],
-            "adapters": len(self.record.adapters),
-            "training": dict(self.record.training),
-            "sha256": None if self.path is None else _hash_adapters(Path(self.path)),
-        }
-
-    def base_policy(self) -> BeforeTraining:
-        """The model before training, asked with the very same text."""
-        return BeforeTraining(self)
+    # ---- One way of saving and loading ----
 
     def save(self, folder: str | Path) -> None:
         """Writes `baseline.json` and the adapters; the base model stays where it is.
@@ -162,7 +125,8 @@ class BaselinePolicy:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         if self.record.adapters:
-            self.model.save_pretrained(
+            model: Any = self.model
+            model.save_pretrained(
                 str(target / ADAPTERS),
                 selected_adapters=list(self.record.adapters),
                 save_embedding_layers=False,
@@ -172,7 +136,7 @@ class BaselinePolicy:
                 share_files(target / ADAPTERS / name)
         # Last: a folder that has the record is complete.
         self.record.save(target)
-        self.path = target
+        self.path, self._info["path"] = target, str(target)
 
     @classmethod
     def load(
@@ -211,80 +175,42 @@ class BaselinePolicy:
             path=folder,
         )
 
-    # ---- What a baseline decides ----
+    @classmethod
+    def from_pretrained(cls, policy: str | Path, **options: Any) -> Self:
+        """As `load`."""
+        return cls.load(policy, **options)
 
-    def _group(self, weights: Weights) -> Hashable:
-        """Rows of one group are answered by one and the same model; by default there is one."""
-        return None
+    def _hash(self) -> str | None:
+        return None if self.path is None else _hash_adapters(Path(self.path))
 
-    def _active(self, group: Any) -> AbstractContextManager[Any]:
-        """Within it, the model answers for that group."""
-        return nullcontext()
 
-    def _encode(self, prompt: Prompt, weights: Weights) -> TokenIds:
-        """What the model reads; by default the prompt alone, which says nothing of weights."""
-        return self.conditioner.encode(self.tokenizer, prompt, None)
+class Silent(Conditioner):
+    """A conditioner that writes no weights: the policy sees the prompt alone."""
 
-    # ---- One way of asking ----
-
-    def _sample(
+    def messages(
         self,
-        prompts: Sequence[Prompt],
-        weights: Tensor,
-        seeds: Sequence[int],
-        sampling: SamplingConfig,
-        *,
-        trained: bool,  # False asks the model under the adapters
-    ) -> list[Answer]:
-        rows: list[Weights] = [tuple(row) for row in weights.tolist()]
-        ids = [self._encode(p, row) for p, row in zip(prompts, rows, strict=True)]
-        groups: defaultdict[Hashable, list[int]] = defaultdict(list)
-        for i, row in enumerate(rows):
-            groups[self._group(row) if trained else None].append(i)
-        answers: list[Answer] = [Answer("")] * len(rows)
-        for group, members in groups.items():
-            with self._active(group) if trained else self._without_adapters():
-                sampled = self.generator.generate(
-                    [ids[i] for i in members],
-                    sampling=sampling,
-                    num_completions=1,
-                    seeds=[seeds[i] for i in members],
-                )
-            for i, (completion,) in zip(members, sampled, strict=True):
-                answers[i] = read_answer(self.tokenizer, completion)
-        return answers
-
-    def _without_adapters(self) -> AbstractContextManager[Any]:
-        off: AbstractContextManager[Any] = nullcontext()
-        return self.model.disable_adapter() if self.record.adapters else off
+        prompt: Prompt,
+        weights: Sequence[float] | None,
+        bounds: Sequence[float] | None = None,
+    ) -> list[dict[str, str]]:
+        """The conversation without an instruction, whatever is asked."""
+        return super().messages(prompt, None)
 
 
-class BeforeTraining:
-    """A baseline with its adapters switched off: what to compare it with.
+class OneAdapter(AsLoaded):
+    """One of a model's adapters, for all weights.
 
     Args:
-        policy: The baseline; its model is shared.
+        model: A PEFT model.
+        name: Of the adapter.
     """
 
-    def __init__(self, policy: BaselinePolicy) -> None:
-        self._policy = policy
-        self.objectives = policy.objectives
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self._model, self._name = model, name
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        weights: Tensor,
-        *,
-        seeds: Sequence[int],
-        sampling: SamplingConfig,
-    ) -> list[Answer]:
-        """As `BaselinePolicy.sample`, from the base model."""
-        return self._policy._sample(prompts, weights, seeds, sampling, trained=False)
-
-    def describe(self) -> dict[str, Any]:
-        """Name, path, kind and lineage, for results."""
-        path = self._policy.record.base_model
-        return {"name": "base model", "path": path, "kind": "base", "lineage": []}
+    def active(self, group: Any) -> AbstractContextManager[Any]:
+        """Switches to the adapter."""
+        return adapter_at(self._model, self._name)
 
 
 def make_record(

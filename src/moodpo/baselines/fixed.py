@@ -7,21 +7,27 @@ that was not trained is answered by the nearest one that was. Shapes: M members,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence, Sized
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moodpo.baselines.base import BaselinePolicy, Weights, make_record
+from moodpo.baselines.base import BaselinePolicy, make_record
 from moodpo.baselines.members import Setup, member_name, train_members
+from moodpo.baselines.record import BaselineRecord
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.conditioning.weights import validate_weights
 from moodpo.containers import rows_of
 from moodpo.errors import ConfigError
-from moodpo.records import Prompt, TokenIds
+from moodpo.models.choice import AdapterChoice, adapter_at
+from moodpo.records import Prompt
 
 __all__ = ["FixedWeightPolicy", "nearest_member", "train_fixed_weights"]
+
+Weights = tuple[float, ...]
 
 
 class FixedWeightPolicy(BaselinePolicy):
@@ -37,18 +43,54 @@ class FixedWeightPolicy(BaselinePolicy):
     @property
     def trained_weights(self) -> tuple[Weights, ...]:
         """M weight vectors, in the order of the adapters."""
-        return tuple(tuple(row) for row in self.record.details["weights"])
+        return _trained(self.record)
 
-    def _group(self, weights: Weights) -> int:
-        return nearest_member(weights, self.trained_weights)
+    @classmethod
+    def written(cls, record: BaselineRecord) -> Conditioner:
+        """The nearest member's own weights, or the prompt alone."""
+        if not record.details["instructed"]:
+            return super().written(record)
+        return _OwnWeights.from_dict({**record.conditioning, "trained": _trained(record)})
 
-    def _active(self, group: int) -> AbstractContextManager[Any]:
-        return adapter_at(self.model, self.record.adapters[group])
+    @classmethod
+    def chosen(cls, model: nn.Module, record: BaselineRecord) -> AdapterChoice:
+        """The nearest member."""
+        return _Nearest(model, record)
 
-    def _encode(self, prompt: Prompt, weights: Weights) -> TokenIds:
-        own = self.trained_weights[self._group(weights)]
-        read = own if self.record.details["instructed"] else None
-        return self.conditioner.encode(self.tokenizer, prompt, read)
+
+@dataclass(frozen=True, kw_only=True)
+class _OwnWeights(Conditioner):
+    """Writes the weights that the nearest member was trained at."""
+
+    trained: tuple[Weights, ...]
+
+    def messages(
+        self,
+        prompt: Prompt,
+        weights: Sequence[float] | None,
+        bounds: Sequence[float] | None = None,
+    ) -> list[dict[str, str]]:
+        """The conversation under the instruction that the member knows."""
+        if weights is not None:
+            weights = self.trained[nearest_member(weights, self.trained)]
+        return super().messages(prompt, weights, bounds)
+
+
+class _Nearest:
+    """The member that was trained nearest to the weights."""
+
+    def __init__(self, model: nn.Module, record: BaselineRecord) -> None:
+        self._model, self._names, self._trained = model, record.adapters, _trained(record)
+
+    def group(self, weights: Weights) -> int:
+        return nearest_member(weights, self._trained)
+
+    def active(self, group: int) -> AbstractContextManager[Any]:
+        return adapter_at(self._model, self._names[group])
+
+
+def _trained(record: BaselineRecord) -> tuple[Weights, ...]:
+    return tuple(tuple(row) for row in record.details["weights"])
 
 
 def nearest_member(weights: Sequence[float], trained: Sequence[Sequence[float]]) -> int:
@@ -115,10 +157,3 @@ def train_fixed_weights(
         generation_batch_size=setup.args.generation_batch_size,
         dtype=setup.dtype,
     )
-
-
-@contextmanager
-def adapter_at(model: Any, name: str) -> Iterator[None]:
-    """Within it (and until the next), the model computes with the adapter of that name."""
-    model.set_adapter(name, inference_mode=True)
-    yield

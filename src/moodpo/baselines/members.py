@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from moodpo.baselines.base import Silent
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.seeds import derive_seed
 from moodpo.errors import ConfigError
@@ -27,7 +28,7 @@ from moodpo.generation.hf import HFGenerator
 from moodpo.generation.tokens import token_roles
 from moodpo.models import adapters
 from moodpo.models.load import load_given
-from moodpo.records import Prompt, PromptBatch, RolloutBatch
+from moodpo.records import PromptBatch, RolloutBatch
 from moodpo.rewards import RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.config import MOODPOConfig
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Counted",
     "Setup",
-    "Silent",
     "add_adapter",
     "base_rollouts",
     "constant_draw",
@@ -54,19 +54,6 @@ __all__ = [
 ROLLOUT_PROMPTS = 64  # prompts of one rollout of the base model
 
 Draw = Callable[[Sequence[int]], Tensor]
-
-
-class Silent(Conditioner):
-    """A conditioner that writes no weights: the policy sees the prompt alone."""
-
-    def messages(
-        self,
-        prompt: Prompt,
-        weights: Sequence[float] | None,
-        bounds: Sequence[float] | None = None,
-    ) -> list[dict[str, str]]:
-        """The conversation without an instruction, whatever is asked."""
-        return super().messages(prompt, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,9 +355,9 @@ def _member_args(args: MOODPOConfig, name: str) -> MOODPOConfig:
     return own
 
 
-def silenced(conditioner: Conditioner) -> Silent:
+def silenced(conditioner: Conditioner) -> Conditioner:
     """The same conditioner, but for the instruction, which it does not write."""
-    return Silent(**{name: getattr(conditioner, name) for name in conditioner.to_dict()})
+    return Silent.from_dict(conditioner.to_dict())
 
 
 def _shuffled(count: int, seed: int) -> Iterator[int]:

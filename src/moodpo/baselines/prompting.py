@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from moodpo.baselines.base import BaselinePolicy, Weights, make_record
+from moodpo.baselines.base import BaselinePolicy, make_record
+from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.generation.base import SamplingConfig
-from moodpo.records import Prompt, TokenIds
+from moodpo.models.choice import AdapterChoice, WithoutAdapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,5 +62,12 @@ class PromptedPolicy(BaselinePolicy):
             model, tokenizer, record, generation_batch_size=generation_batch_size, dtype=dtype
         )
 
-    def _encode(self, prompt: Prompt, weights: Weights) -> TokenIds:
-        return self.conditioner.encode(self.tokenizer, prompt, weights)
+    @classmethod
+    def written(cls, record: BaselineRecord) -> Conditioner:
+        """The weights, as for the policy that is compared."""
+        return Conditioner.from_dict(record.conditioning)
+
+    @classmethod
+    def chosen(cls, model: nn.Module, record: BaselineRecord) -> AdapterChoice:
+        """None: it is the model before training."""
+        return WithoutAdapters(model)

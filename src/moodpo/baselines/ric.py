@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from moodpo.baselines.base import BaselinePolicy, Weights, make_record
-from moodpo.baselines.fixed import adapter_at
+from moodpo.baselines.base import BaselinePolicy, make_record
 from moodpo.baselines.members import (
     Setup,
     add_adapter,
@@ -36,6 +35,7 @@ from moodpo.baselines.members import (
     member_name,
     silenced,
 )
+from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.tokens import TokenBatch, collate_sequences
 from moodpo.errors import ConfigError, RewardError
@@ -131,12 +131,46 @@ def encode_with_scores(
         prompt: The raw prompt; its own system turn, if any, follows the scores.
         scores: K z-scores.
     """
-    turns = conditioner.messages(prompt, None)
-    text = score_instruction(scores, conditioner.objectives)
+    messages = _ask_for(conditioner.messages(prompt, None), scores, conditioner.objectives)
+    return encode_messages(tokenizer, messages, conditioner.chat_template_kwargs)
+
+
+def _ask_for(
+    turns: list[dict[str, str]], scores: Sequence[float], objectives: Sequence[str]
+) -> list[dict[str, str]]:
+    text = score_instruction(scores, objectives)
     if turns[0]["role"] == "system":
         text = f"{text}\n\n{turns.pop(0)['content']}"
-    messages = [{"role": "system", "content": text}, *turns]
-    return encode_messages(tokenizer, messages, conditioner.chat_template_kwargs)
+    return [{"role": "system", "content": text}, *turns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Conditioner):
+    """Asks for the scores that weights are mapped to.
+
+    Attributes:
+        low: K lowest z-scores to ask for.
+        high: K highest.
+        mapping: `l2` or `linf`.
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
+    mapping: str
+
+    def at(self, weights: Sequence[float]) -> list[float]:
+        """The K z-scores to ask for under weights `[K]`."""
+        return desired_scores(weights, self.low, self.high, mapping=self.mapping)
+
+    def messages(
+        self,
+        prompt: Prompt,
+        weights: Sequence[float] | None,
+        bounds: Sequence[float] | None = None,
+    ) -> list[dict[str, str]]:
+        """The conversation, the scores first as a system turn."""
+        turns = super().messages(prompt, None)
+        return turns if weights is None else _ask_for(turns, self.at(weights), self.objectives)
 
 
 class RewardsInContextPolicy(BaselinePolicy):
@@ -149,16 +183,11 @@ class RewardsInContextPolicy(BaselinePolicy):
     kind = "ric"
     title = "Rewards-in-Context"
 
-    def scores_at(self, weights: Sequence[float]) -> list[float]:
-        """The K z-scores that this policy is asked for under weights `[K]`."""
-        details = self.record.details
-        return desired_scores(weights, details["low"], details["high"], mapping=details["mapping"])
-
-    def _active(self, group: Any) -> Any:
-        return adapter_at(self.model, self.record.adapters[0])
-
-    def _encode(self, prompt: Prompt, weights: Weights) -> TokenIds:
-        return encode_with_scores(self.conditioner, self.tokenizer, prompt, self.scores_at(weights))
+    @classmethod
+    def written(cls, record: BaselineRecord) -> Scores:
+        """Scores in place of weights."""
+        asked = {name: record.details[name] for name in ("low", "high", "mapping")}
+        return Scores(**{**record.conditioning, **asked})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,18 +15,22 @@ Shapes: K objectives and as many members.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
 
-from moodpo.baselines.base import BaselinePolicy, Weights, make_record
-from moodpo.baselines.fixed import adapter_at
+from moodpo.baselines.base import BaselinePolicy, make_record
 from moodpo.baselines.members import Setup, member_name, train_members
+from moodpo.baselines.record import BaselineRecord
 from moodpo.core.simplex import simplex_corners
 from moodpo.errors import ConfigError
+from moodpo.models.choice import AdapterChoice, adapter_at
 
-__all__ = ["RewardedSoup", "train_soup"]
+__all__ = ["RewardedSoup", "Soups", "train_soup"]
+
+Weights = tuple[float, ...]
 
 DECIMALS = 6  # of a weight: finer differences are float32's noise
 CACHE_SIZE = 16
@@ -35,12 +39,7 @@ CACHE_SIZE = 16
 class RewardedSoup(BaselinePolicy):
     """K adapters, one per objective in their order, mixed on demand.
 
-    See `BaselinePolicy` for the other arguments.
-
-    Args:
-        *args: Of `BaselinePolicy`.
-        cache_size: Soups that are kept; each takes K times the memory of one adapter.
-        **options: Of `BaselinePolicy`.
+    See `BaselinePolicy` for the arguments.
 
     Raises:
         ConfigError: If there is not one adapter per objective, or an adapter changes more than
@@ -50,38 +49,59 @@ class RewardedSoup(BaselinePolicy):
     kind = "soups"
     title = "Rewarded Soups"
 
-    def __init__(self, *args: Any, cache_size: int = CACHE_SIZE, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if len(self.record.adapters) != len(self.objectives):
+    @classmethod
+    def chosen(cls, model: nn.Module, record: BaselineRecord) -> AdapterChoice:
+        """The members' soup at the weights."""
+        return Soups(model, record.adapters, record.objectives)
+
+
+class Soups:
+    """Mixes members on demand, and keeps the soups that were asked for last.
+
+    Args:
+        model: A PEFT model that carries the members.
+        members: Names of K adapters, in the order of the objectives.
+        objectives: K names.
+        cache_size: Soups that are kept; each takes K times the memory of one adapter.
+
+    Raises:
+        ConfigError: As `RewardedSoup`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        members: Sequence[str],
+        objectives: Sequence[str],
+        *,
+        cache_size: int = CACHE_SIZE,
+    ) -> None:
+        if len(members) != len(objectives):
             raise ConfigError(
-                f"A soup needs one adapter per objective; there are {len(self.record.adapters)} "
-                f"for {', '.join(self.objectives)}."
+                f"A soup needs one adapter per objective; there are {len(members)} for "
+                f"{', '.join(objectives)}."
             )
-        for name in self.record.adapters:
-            _check_linear(name, self.model.peft_config[name])
-        self.cache_size = max(1, cache_size)
+        carried: Any = model.peft_config
+        for name in members:
+            _check_linear(name, carried[name])
+        self._model: Any = model
+        self._members = tuple(members)
+        self.cache_size = cache_size
         self._soups: OrderedDict[Weights, str] = OrderedDict()
         self._made = 0
 
-    def model_at(self, weights: Weights) -> nn.Module:
-        """The PEFT model, computing with the soup of these weights until another is asked for.
-
-        Args:
-            weights: K values on the simplex.
-        """
-        self.model.set_adapter(self._adapter(self._group(weights)), inference_mode=True)
-        return self.model  # type: ignore[no-any-return]
-
-    def _group(self, weights: Weights) -> Weights:
+    def group(self, weights: Weights) -> Weights:
+        """The weights without float32's noise."""
         return tuple(round(weight, DECIMALS) for weight in weights)
 
-    def _active(self, group: Weights) -> AbstractContextManager[Any]:
-        return adapter_at(self.model, self._adapter(group))
+    def active(self, group: Weights) -> AbstractContextManager[Any]:
+        """Switches to the soup, which is made if it is not there."""
+        return adapter_at(self._model, self._adapter(group))
 
     def _adapter(self, weights: Weights) -> str:
         """Name of the adapter that is the soup: a member itself at a corner."""
         if weights.count(1.0) == 1 and weights.count(0.0) == len(weights) - 1:
-            return self.record.adapters[weights.index(1.0)]
+            return self._members[weights.index(1.0)]
         if weights in self._soups:
             self._soups.move_to_end(weights)
             return self._soups[weights]
@@ -89,15 +109,15 @@ class RewardedSoup(BaselinePolicy):
             self._forget()
         self._made += 1
         name = f"soup-{self._made}"
-        _mix(self.model, self.record.adapters, weights, name)
+        _mix(self._model, self._members, weights, name)
         self._soups[weights] = name
         return name
 
     def _forget(self) -> None:
         """Drops the soup that was asked for the longest ago."""
         _, name = self._soups.popitem(last=False)
-        self.model.set_adapter(self.record.adapters[0], inference_mode=True)  # not the one to go
-        self.model.delete_adapter(name)
+        self._model.set_adapter(self._members[0], inference_mode=True)  # not the one to go
+        self._model.delete_adapter(name)
 
 
 def train_soup(model: str | nn.Module, **options: Any) -> RewardedSoup:

@@ -21,7 +21,8 @@ def run(argv: Sequence[str]) -> int:
     for name, file in named:
         note(f"{name}: {file}")
 
-    from moodpo.evaluation.report.comparison import compare, terminal_comparison, write_comparison
+    from moodpo.evaluation.comparison import compare
+    from moodpo.evaluation.report.comparison import terminal_comparison, write_comparison
     from moodpo.evaluation.results import SweepResult
 
     comparison = compare([(n, SweepResult.load(p)) for n, p in named], seed=args.seed)

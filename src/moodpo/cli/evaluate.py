@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from moodpo.baselines import is_baseline
 from moodpo.cli.console import fail, note
@@ -22,6 +22,7 @@ from moodpo.cli.policies import (
     quick_manifest,
 )
 from moodpo.cli.prompts import read_prompts
+from moodpo.conditioning.instruction import Conditioner
 from moodpo.errors import ConfigError, RewardSpecError
 from moodpo.manifest import MANIFEST_NAME
 from moodpo.models.find import EMBEDDED_NAME, recorded_base
@@ -29,12 +30,11 @@ from moodpo.rewards import check_data, check_reward_specs, rebuild_specs
 from moodpo.rewards.specs import parse_spec
 
 if TYPE_CHECKING:
-    from moodpo.baselines import BaselinePolicy
     from moodpo.data.prompts import LoadedPrompts
     from moodpo.evaluation.results import FloatArray, SweepResult
-    from moodpo.evaluation.sweep import Policy
     from moodpo.manifest import RunManifest
     from moodpo.policy import SteerablePolicy
+    from moodpo.protocols import Policy
 
 __all__ = ["bounds_lines", "parse_thresholds", "run"]
 
@@ -70,7 +70,11 @@ def run(argv: Sequence[str]) -> int:
         split=args.dataset_split,
     )
     check_data([*specs, *args.held_out_reward_models], prompts)
-    _check_thresholds(thresholds, objectives, baseline=_baseline_name(args, manifest) is not None)
+    if thresholds:
+        from moodpo.evaluation.analysis import check_measures, measure_names
+
+        compared = _baseline_name(args, manifest) is not None
+        check_measures(thresholds, measure_names(objectives, baseline=compared))
     if args.lower_bounds and is_baseline(args.policy):
         raise ConfigError("A baseline is trained without lower bounds. Leave out --lower_bounds.")
     if not is_baseline(args.policy):
@@ -214,38 +218,6 @@ def _baseline_name(args: argparse.Namespace, manifest: RunManifest | None) -> st
     return recorded_base(manifest)
 
 
-def _check_thresholds(
-    thresholds: Mapping[str, float], objectives: Sequence[str], *, baseline: bool
-) -> None:
-    """Refuses unknown measures before the sweep, by asking a made-up one what it measures."""
-    if not thresholds:
-        return
-    import numpy as np
-
-    from moodpo.evaluation.analysis import analyze, check_thresholds
-    from moodpo.evaluation.results import Baseline, Normalization, SweepResult
-
-    K = len(objectives)
-    rewards = np.random.default_rng(0).normal(size=(K, 4, K))
-    texts = (("a",) * 4,) * K
-    made_up = SweepResult(
-        objectives=tuple(objectives),
-        policy={},
-        data={},
-        weights=np.eye(K),
-        prompts=("a",) * 4,
-        seeds=(0,) * 4,
-        sampling={},
-        rewards=rewards,
-        completions=texts,
-        lengths=np.ones((K, 4), dtype=np.int64),
-        baseline=Baseline(name="", rewards=rewards, completions=texts) if baseline else None,
-        normalization=Normalization(mean=np.zeros(K), std=np.ones(K), source=""),
-        reference_point=np.full(K, -9.0),
-    )
-    check_thresholds(analyze(made_up, num_resamples=10), thresholds)
-
-
 def _evaluate(
     args: argparse.Namespace,
     manifest: RunManifest | None,
@@ -254,16 +226,16 @@ def _evaluate(
     prompts: LoadedPrompts,
     folder: Path,
 ) -> SweepResult:
-    from moodpo.cli.after import spread_rows
     from moodpo.cli.outputs import sweep_progress
+    from moodpo.evaluation.plan import SweepPlan, pick_prompts
     from moodpo.evaluation.sensitivity import measure_sensitivity
-    from moodpo.evaluation.sweep import evaluate_policy, sweep
+    from moodpo.evaluation.sweep import evaluate_policy, run_sweep
     from moodpo.rewards import RewardPanel, load_rewards
 
     weights = _weights(args, tuple(objectives))
     count = len(prompts) if args.num_prompts is None else args.num_prompts
-    data = prompts.dataset.select(spread_rows(len(prompts), count))
-    policy: SteerablePolicy | BaselinePolicy
+    asked, columns = pick_prompts(prompts.dataset, count)
+    policy: SteerablePolicy
     if is_baseline(args.policy):
         policy = load_baseline_policy(args)
     else:
@@ -276,40 +248,36 @@ def _evaluate(
     held_out = None
     if args.held_out_reward_models:
         held_out = RewardPanel(load_rewards(args.held_out_reward_models, **options))
-    columns = {n: list(data[n]) for n in data.column_names if n != "prompt"}
     folder.mkdir(parents=True, exist_ok=True)
-    note(f"sweep: {len(weights)} weight vectors × {len(data)} prompts of {prompts.report.source}")
-    prompt_list, seen = list(data["prompt"]), {"seed": args.seed, "columns": columns}
+    note(f"sweep: {len(weights)} weight vectors × {len(asked)} prompts of {prompts.report.source}")
     sampling = policy.sampling_with(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p
     )
+    plan = SweepPlan(weights=weights, seed=args.seed, columns=columns, sampling=sampling)
     with sweep_progress() as progress:
         result = evaluate_policy(
             policy,
-            prompt_list,
+            asked,
             panel,
-            sampling=sampling,
-            weights=weights,
+            plan,
             held_out=held_out,
             baseline_policy=baseline,
             resume_path=folder / JOURNAL,
             progress=progress,
             data_source=prompts.report.source,
-            **seen,
         )
     if not args.sensitivity:
         return result
 
-    def again(variant: Any, order: Sequence[int]) -> SweepResult:
+    def again(variant: SteerablePolicy, order: Sequence[int]) -> SweepResult:
         note("sweep: the same weights, written otherwise")
-        asked = weights[:, list(order)]
-        return sweep(variant, prompt_list, panel, sampling=sampling, weights=asked, **seen)
+        return run_sweep(variant, asked, panel, plan, weights=weights[:, list(order)])
 
-    return measure_sensitivity(cast("SteerablePolicy", policy), result, again)
+    return measure_sensitivity(policy, result, again)
 
 
 def _weights(args: argparse.Namespace, objectives: tuple[str, ...]) -> FloatArray:
-    from moodpo.evaluation.sweep import default_weights, load_weights_file
+    from moodpo.evaluation.weights import default_weights, load_weights_file
 
     if args.weights is not None:
         return load_weights_file(args.weights, objectives)
@@ -317,7 +285,7 @@ def _weights(args: argparse.Namespace, objectives: tuple[str, ...]) -> FloatArra
 
 
 def _load_baseline(
-    args: argparse.Namespace, manifest: RunManifest | None, policy: SteerablePolicy | BaselinePolicy
+    args: argparse.Namespace, manifest: RunManifest | None, policy: SteerablePolicy
 ) -> Policy | None:
     from moodpo.policy import SteerablePolicy
 
@@ -325,9 +293,11 @@ def _load_baseline(
         return None
     if args.baseline == "auto":
         return policy.base_policy()
+    # A saved baseline may write no weights; the model it is compared with reads them.
+    conditioner = Conditioner.from_dict(manifest.conditioning) if manifest else policy.conditioner
     return SteerablePolicy.from_pretrained(
         args.baseline,
-        conditioner=policy.conditioner,
+        conditioner=conditioner,
         device=args.device,
         dtype=args.dtype,
         generation_batch_size=args.generation_batch_size,

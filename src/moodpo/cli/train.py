@@ -150,8 +150,9 @@ def _train(
 ) -> int:
     from transformers import set_seed
 
-    from moodpo.cli.after import sweep_trained, sweep_while_training
+    from moodpo.cli.after import sweep_trained
     from moodpo.cli.models import load_policy
+    from moodpo.evaluation.during import sweep_during
     from moodpo.models.load import load_tokenizer
     from moodpo.models.savable import extend_lineage
     from moodpo.training.datasets import check_batches
@@ -174,7 +175,12 @@ def _train(
     loaded = load_policy(settings, source, start, args)
     note(f"policy      {_describe_policy(settings, source, start)}")
     interrupt = InterruptCallback()
-    evaluates = args.eval_strategy != "no"
+    sweep = None
+    if args.eval_strategy != "no" and held_out:
+        run = settings.run
+        sweep = sweep_during(
+            held_out.dataset, num_prompts=run.sweep_prompts, levels=run.sweep_weights or None
+        )
     trainer = MOODPOTrainer(
         model=loaded.model,
         ref_model=loaded.ref_model,
@@ -189,7 +195,7 @@ def _train(
         start=start.path if start else None,
         base=loaded.base,
         task=settings.run.exp_type,
-        sweep=sweep_while_training(settings, held_out) if evaluates and held_out else None,
+        sweep=sweep,
         callbacks=[interrupt],
     )
     note(f"objectives  {', '.join(trainer.objectives)}")

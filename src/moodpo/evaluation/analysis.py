@@ -7,9 +7,9 @@ can be repeated on a stored `results.json`. Shapes: W weights, N prompts, K obje
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,13 +17,35 @@ from moodpo.errors import ConfigError
 from moodpo.evaluation.front import is_non_dominated
 from moodpo.evaluation.guard import guard_metrics, guard_warnings
 from moodpo.evaluation.results import SweepResult
-from moodpo.evaluation.statistics import Resampling, front_metrics
-from moodpo.evaluation.steerability import steerability
+from moodpo.evaluation.statistics import FRONT_METRICS, Resampling, front_metrics
+from moodpo.evaluation.steerability import steerability_metrics
 
-__all__ = ["analyze", "check_thresholds", "threshold_values"]
+__all__ = [
+    "MEASURES",
+    "analyze",
+    "check_measures",
+    "check_thresholds",
+    "measure_names",
+    "threshold_values",
+]
 
 MIN_PROMPTS = 30  # below, a bootstrap over prompts is too sure of itself
-SMALLER_IS_BETTER = frozenset({"maximum_utility_loss", "sparsity", "crd"})
+
+Better = Literal["more", "less"]
+
+MEASURES: Mapping[str, Better] = {
+    "spearman_within_prompt": "more",
+    "spearman_of_means": "more",
+    "crd": "less",
+    "hypervolume": "more",
+    "mean_utility": "more",
+    "expected_utility": "more",
+    "maximum_utility_loss": "less",
+    "sparsity": "less",
+    "spread": "more",
+    "utility_win_rate": "more",
+}
+"""The single numbers of an analyzed sweep, and whether more or less of each is better."""
 
 
 def analyze(
@@ -45,7 +67,9 @@ def analyze(
         result.num_prompts, num_resamples=num_resamples, seed=seed, confidence=confidence
     )
     metrics = {**front_metrics(result, resampling), "guard": guard_metrics(result)}
-    measured = replace(result, metrics=metrics, steerability=steerability(result, resampling))
+    measured = replace(
+        result, metrics=metrics, steerability=steerability_metrics(result, resampling)
+    )
     warnings = (*result.warnings, *_few_prompts(result), *_below_reference(result))
     # A second analysis of a stored result must not say everything twice.
     return replace(measured, warnings=_unique((*warnings, *guard_warnings(measured))))
@@ -56,7 +80,7 @@ def check_thresholds(result: SweepResult, thresholds: Mapping[str, float]) -> li
 
     Args:
         result: Analyzed.
-        thresholds: Minimum by name; see `threshold_values` for the names.
+        thresholds: Minimum by name; see `measure_names`.
 
     Returns:
         One sentence per failure, empty when all minima are met. A value that could not be
@@ -69,19 +93,50 @@ def check_thresholds(result: SweepResult, thresholds: Mapping[str, float]) -> li
     if not result.metrics:
         raise ConfigError("This sweep has no metrics yet. Pass it through analyze() first.")
     known = threshold_values(result)
-    failures = []
-    for name, minimum in thresholds.items():
-        if _measure(name) in SMALLER_IS_BETTER:
+    check_measures(thresholds, list(known))
+    return [
+        f"{name} is {_number(bounds['value'])} ({_number(bounds['low'])} to "
+        f"{_number(bounds['high'])}), below the required {minimum:g}."
+        for name, minimum in thresholds.items()
+        for bounds in [known[name]]
+        if not bounds["value"] >= minimum
+    ]
+
+
+def check_measures(names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuses names that no minimum can be set for, which needs no sweep.
+
+    Args:
+        names: Of measures.
+        known: From `measure_names`.
+
+    Raises:
+        ConfigError: Naming the first.
+    """
+    for name in names:
+        if MEASURES.get(name.removeprefix("gain_").removeprefix("baseline_")) == "less":
             raise ConfigError(f"Less is better for {name!r}: it has a maximum, not a minimum.")
         if name not in known:
             raise ConfigError(f"Unknown measure {name!r}. Choose from {', '.join(known)}.")
-        bounds = known[name]
-        if not bounds["value"] >= minimum:
-            failures.append(
-                f"{name} is {_number(bounds['value'])} ({_number(bounds['low'])} to "
-                f"{_number(bounds['high'])}), below the required {minimum:g}."
-            )
-    return failures
+
+
+def measure_names(objectives: Sequence[str], *, baseline: bool) -> list[str]:
+    """What a minimum can be set for in a sweep.
+
+    Args:
+        objectives: K names.
+        baseline: Whether the base model is swept, too.
+
+    Returns:
+        `steerability` (the headline), `steerability/<objective>`, and all of `MEASURES` of which
+        more is better: with a baseline its own front measures and the gains over them, too.
+    """
+    more = [name for name, better in MEASURES.items() if better == "more"]
+    names = ["steerability", *(f"steerability/{name}" for name in objectives)]
+    if not baseline:
+        return names + [name for name in more if name != "utility_win_rate"]
+    fronts = [name for name in more if name in FRONT_METRICS]
+    return names + more + [f"{of}_{name}" for of in ("baseline", "gain") for name in fronts]
 
 
 def threshold_values(result: SweepResult) -> dict[str, Mapping[str, float]]:
@@ -91,28 +146,15 @@ def threshold_values(result: SweepResult) -> dict[str, Mapping[str, float]]:
         result: Analyzed.
 
     Returns:
-        `steerability` (the headline), `steerability/<objective>`, `spearman_within_prompt`,
-        `spearman_of_means` and every single number of `metrics` of which more is better, each
-        `{"value", "low", "high"}`.
+        `{"value", "low", "high"}` of each of `measure_names`.
     """
     steering = result.steerability
     values: dict[str, Any] = {"steerability": steering.get("mean")}
     for name, objective in steering.get("objectives", {}).items():
         values[f"steerability/{name}"] = objective.get(steering.get("headline"))
     values |= {**steering, **result.metrics}
-    return {
-        name: bounds
-        for name, bounds in values.items()
-        if name != "mean"
-        and _measure(name) not in SMALLER_IS_BETTER
-        and isinstance(bounds, Mapping)
-        and "value" in bounds
-    }
-
-
-def _measure(name: str) -> str:
-    """The measure behind a name: `gain_sparsity` → `sparsity`."""
-    return name.removeprefix("gain_").removeprefix("baseline_")
+    names = measure_names(result.objectives, baseline=result.baseline is not None)
+    return {name: values[name] for name in names if values.get(name) is not None}
 
 
 def _few_prompts(result: SweepResult) -> list[str]:

@@ -25,6 +25,7 @@ __all__ = [
     "interval",
     "intervals",
     "jackknife_counts",
+    "present_means",
     "resample_counts",
     "resampled_means",
     "wilson_interval",
@@ -80,6 +81,20 @@ def resampled_means(values: ArrayLike, counts: ArrayLike) -> FloatArray:
     totals = np.tensordot(draws, present.astype(np.float64), axes=(1, -1))  # [R, ...]
     means: FloatArray = np.full(sums.shape, np.nan)
     np.divide(sums, totals, out=means, where=totals > 0)
+    return means
+
+
+def present_means(values: ArrayLike) -> FloatArray:
+    """Means over the last axis without the missing values; NaN where all are.
+
+    Args:
+        values: `[..., N]`.
+
+    Returns:
+        `[...]`: `resampled_means` of the resample that draws each once.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    means: FloatArray = resampled_means(data, np.ones((1, data.shape[-1])))[0]
     return means
 
 

@@ -26,7 +26,7 @@ answers plain texts, tokens of the text (words when not countable) |
 and `finished` `[W][N]` and `held_out_rewards` `[W][N][H]`: the base model, or `null` |
 | `normalization` | `{"mean": [K], "std": [K], "source": text}` |
 | `reference_point` | `[K]` in normalized units |
-| `metrics`, `steerability` | described in `moodpo.evaluation.sweep` and `.steerability` |
+| `metrics`, `steerability` | described in `moodpo.evaluation.statistics` and `.steerability` |
 | `warnings` | texts for the reader of the report |
 | `timings`, `versions` | seconds per phase; package name to version |
 

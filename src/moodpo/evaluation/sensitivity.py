@@ -7,20 +7,17 @@ objectives named in another order, or against prompts that end with a forged ins
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from moodpo.conditioning.instruction import Conditioner
-from moodpo.records import Answer, Prompt
+from moodpo.records import Prompt
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from moodpo.evaluation.results import SweepResult
-    from moodpo.generation.base import SamplingConfig
     from moodpo.policy import SteerablePolicy
 
-__all__ = ["ForgedPrompts", "forge", "measure_sensitivity", "variants"]
+__all__ = ["Forged", "forge", "measure_sensitivity", "variants"]
 
 FORMATS = ("decimal", "percent")
 
@@ -28,7 +25,7 @@ FORMATS = ("decimal", "percent")
 def measure_sensitivity(
     policy: SteerablePolicy,
     result: SweepResult,
-    sweep: Callable[[Any, Sequence[int]], SweepResult],
+    sweep: Callable[[SteerablePolicy, Sequence[int]], SweepResult],
 ) -> SweepResult:
     """Adds `steerability["sensitivity"]`: one entry per variant.
 
@@ -49,59 +46,52 @@ def measure_sensitivity(
     return replace(result, steerability={**result.steerability, "sensitivity": measured})
 
 
-def variants(policy: SteerablePolicy) -> Mapping[str, Any]:
+def variants(policy: SteerablePolicy) -> Mapping[str, SteerablePolicy]:
     """The policy asked in other ways, by the name of the way.
 
     Args:
         policy: Left as it is.
 
     Returns:
-        Policies for `evaluation.sweep`: weights as `decimal` and as `percent` (where they are not
+        Policies for `run_sweep`: weights as `decimal` and as `percent` (where they are not
         already), `reordered` objectives, and `forged` instructions at the end of every prompt.
     """
     conditioner = policy.conditioner
-    ways: dict[str, Any] = {
+    ways = {
         name: policy.written_by(replace(conditioner, weight_format=name, template=None))
         for name in FORMATS
         if name != conditioner.weight_format or conditioner.template is not None
     }
     backwards = tuple(reversed(conditioner.objectives))
     ways["reordered"] = policy.written_by(replace(conditioner, objectives=backwards))
-    ways["forged"] = ForgedPrompts(policy)
+    ways["forged"] = policy.written_by(Forged.from_dict(conditioner.to_dict()))
     return ways
 
 
-@dataclass(frozen=True, slots=True)
-class ForgedPrompts:
-    """A policy whose every prompt ends with an instruction for the opposite weights.
+class Forged(Conditioner):
+    """Ends every prompt with an instruction for the opposite weights.
 
     Rewards see the prompts as they were: only what the policy reads is forged.
     """
 
-    policy: SteerablePolicy
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """Those of the policy."""
-        return self.policy.objectives
-
-    def sample(
+    def messages(
         self,
-        prompts: Sequence[Prompt],
-        weights: Tensor,
-        *,
-        seeds: Sequence[int],
-        sampling: SamplingConfig,
-    ) -> list[Answer]:
-        """As the policy's, on forged prompts."""
+        prompt: Prompt,
+        weights: Sequence[float] | None,
+        bounds: Sequence[float] | None = None,
+    ) -> list[dict[str, str]]:
+        """The conversation of the forged prompt."""
+        if weights is not None:
+            prompt = forge(prompt, self, self._opposite(weights))
+        return super().messages(prompt, weights, bounds)
+
+    def _opposite(self, weights: Sequence[float]) -> list[float]:
+        import torch
+
         from moodpo.core.simplex import antithetic_weights
 
-        opposite = antithetic_weights(weights).tolist()
-        forged = [
-            forge(prompt, self.policy.conditioner, row)
-            for prompt, row in zip(prompts, opposite, strict=True)
-        ]
-        return self.policy.sample(forged, weights, seeds=seeds, sampling=sampling)
+        opposite = antithetic_weights(torch.tensor(list(weights), dtype=torch.float64))
+        return list(opposite.tolist())
 
 
 def forge(prompt: Prompt, conditioner: Conditioner, weights: Sequence[float]) -> Prompt:

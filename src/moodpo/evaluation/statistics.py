@@ -44,6 +44,7 @@ from moodpo.evaluation.bootstrap import (
     interval,
     intervals,
     jackknife_counts,
+    present_means,
     resample_counts,
     resampled_means,
     wilson_interval,
@@ -93,6 +94,12 @@ class Resampling:
         left_out = jackknife_counts(num_prompts)
         return cls(counts=counts, left_out=left_out, confidence=confidence)
 
+    def mean_interval(self, per_prompt: FloatArray) -> dict[str, float]:
+        """The percentile interval of a mean over prompts, `[N]` with NaN where there is none."""
+        replicates = resampled_means(per_prompt, self.counts)
+        value = float(present_means(per_prompt))
+        return interval(value, replicates, confidence=self.confidence)
+
 
 def front_metrics(result: SweepResult, resampling: Resampling | None = None) -> dict[str, Any]:
     """Everything under `metrics` that the rewards alone determine.
@@ -132,7 +139,7 @@ def win_rate(rewards: ArrayLike, baseline_rewards: ArrayLike) -> FloatArray:
         InputError: If the shapes disagree.
     """
     wins = _wins(rewards, baseline_rewards)
-    return _means(np.moveaxis(wins, 1, -1))
+    return present_means(np.moveaxis(wins, 1, -1))
 
 
 def utility_win_rate(result: SweepResult, resampling: Resampling | None = None) -> dict[str, float]:
@@ -155,7 +162,7 @@ def utility_win_rate(result: SweepResult, resampling: Resampling | None = None) 
     ours = _utility(result.normalize(result.rewards), requests)  # [W, N, 1]
     theirs = _utility(result.normalize(result.baseline.rewards), requests)
     per_prompt = _present_mean(_wins(ours, theirs)[..., 0])  # [N]
-    return _mean_interval(per_prompt, resampling)
+    return resampling.mean_interval(per_prompt)
 
 
 def paired_difference(
@@ -195,7 +202,7 @@ def paired_difference(
     gaps = other.normalize(result.rewards) - other.normalize(other.rewards)  # [W, N, K]
     for k, objective in enumerate(other.objectives):
         per_prompt = _present_mean(gaps[:, :, k])
-        differences[f"reward/{objective}"] = _mean_interval(per_prompt, resampling)
+        differences[f"reward/{objective}"] = resampling.mean_interval(per_prompt)
     return differences
 
 
@@ -275,10 +282,10 @@ def _held_out_metrics(result: SweepResult, resampling: Resampling) -> dict[str, 
         metrics["gain_held_out"] = {}
     for h, name in enumerate(result.held_out.names):
         rewards = result.held_out.rewards[:, :, h]  # [W, N]
-        metrics["held_out"][name] = _mean_interval(_present_mean(rewards), resampling)
+        metrics["held_out"][name] = resampling.mean_interval(_present_mean(rewards))
         if base is not None:
             gains = _present_mean(rewards - base[:, :, h])
-            metrics["gain_held_out"][name] = _mean_interval(gains, resampling)
+            metrics["gain_held_out"][name] = resampling.mean_interval(gains)
     return metrics
 
 
@@ -286,17 +293,12 @@ def _mean_intervals(rewards: FloatArray, resampling: Resampling) -> Any:
     """`[W, N, K]` → `[W][K]` intervals of the mean over prompts."""
     by_prompt = np.moveaxis(rewards, 1, -1)
     replicates = resampled_means(by_prompt, resampling.counts)
-    return intervals(_means(by_prompt), replicates, confidence=resampling.confidence)
-
-
-def _mean_interval(per_prompt: FloatArray, resampling: Resampling) -> dict[str, float]:
-    replicates = resampled_means(per_prompt, resampling.counts)
-    return interval(float(_means(per_prompt)), replicates, confidence=resampling.confidence)
+    return intervals(present_means(by_prompt), replicates, confidence=resampling.confidence)
 
 
 def _win_intervals(wins: FloatArray, confidence: float) -> list[list[dict[str, float]]]:
     counts = (~np.isnan(wins)).sum(axis=1)  # [W, K]
-    shares = _means(np.moveaxis(wins, 1, -1))
+    shares = present_means(np.moveaxis(wins, 1, -1))
     return [
         [
             wilson_interval(float(share), int(count), confidence=confidence)
@@ -327,13 +329,7 @@ def _utility(normalized: FloatArray, requests: FloatArray) -> FloatArray:
 
 def _present_mean(values: FloatArray) -> FloatArray:
     """Mean over weights `[W, N] -> [N]` without the missing values."""
-    return _means(values.T)
-
-
-def _means(values: FloatArray) -> FloatArray:
-    """Means over the last axis without the missing values."""
-    means: FloatArray = resampled_means(values, np.ones((1, values.shape[-1])))[0]
-    return means
+    return present_means(values.T)
 
 
 def _check_comparable(result: SweepResult, other: SweepResult) -> None:

@@ -50,7 +50,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moodpo.errors import InputError
-from moodpo.evaluation.bootstrap import interval, intervals, resampled_means
+from moodpo.evaluation.bootstrap import interval, intervals, present_means, resampled_means
 from moodpo.evaluation.results import FloatArray, SweepResult
 from moodpo.evaluation.statistics import Resampling
 
@@ -59,10 +59,11 @@ __all__ = [
     "average_ranks",
     "conditional_reward_determinant",
     "encoding_sensitivity",
+    "mean_over_objectives",
     "rank_correlation",
     "spearman_of_means",
     "spearman_within_prompt",
-    "steerability",
+    "steerability_metrics",
 ]
 
 HEADLINE = "spearman_within_prompt"
@@ -71,7 +72,9 @@ HEADLINE = "spearman_within_prompt"
 MAX_LEVELS = 21
 
 
-def steerability(result: SweepResult, resampling: Resampling | None = None) -> dict[str, Any]:
+def steerability_metrics(
+    result: SweepResult, resampling: Resampling | None = None
+) -> dict[str, Any]:
     """Everything under `steerability` of the results.
 
     Args:
@@ -85,7 +88,7 @@ def steerability(result: SweepResult, resampling: Resampling | None = None) -> d
     within = spearman_within_prompt(result.weights, result.rewards)  # [N, K]
     curves = _spearman_of_means_stacks(result, resampling)
     correlations = {
-        "spearman_within_prompt": _mean_over_objectives(within, resampling),
+        "spearman_within_prompt": mean_over_objectives(within, resampling),
         "spearman_of_means": _interval_of([stack.mean(axis=-1) for stack in curves], resampling),
     }
     return {
@@ -95,7 +98,7 @@ def steerability(result: SweepResult, resampling: Resampling | None = None) -> d
         "crd": _crd_interval(result, resampling),
         "objectives": {
             name: {
-                "spearman_within_prompt": _mean_interval(within[:, k], resampling),
+                "spearman_within_prompt": resampling.mean_interval(within[:, k]),
                 "spearman_of_means": _interval_of([stack[:, k] for stack in curves], resampling),
                 **_response(result, k, resampling),
             }
@@ -138,7 +141,7 @@ def spearman_of_means(weights: ArrayLike, rewards: ArrayLike) -> FloatArray:
         InputError: If the shapes disagree.
     """
     requests, values = _weights_and_rewards(weights, rewards)
-    means = resampled_means(np.moveaxis(values, 1, -1), np.ones((1, values.shape[1])))[0]
+    means = _over_prompts(values)
     return rank_correlation(requests.T, means.T)
 
 
@@ -224,8 +227,8 @@ def encoding_sensitivity(result: SweepResult, other: SweepResult) -> dict[str, A
     ours = result.normalize(result.rewards)
     theirs = result.normalize(other.rewards[rows][:, :, columns])
     gaps = ours - theirs  # [W, N, K]
-    means = _means(gaps)  # [W, K]
-    agreement = rank_correlation(_means(ours).T, _means(theirs).T)  # [K]
+    means = _over_prompts(gaps)  # [W, K]
+    agreement = rank_correlation(_over_prompts(ours).T, _over_prompts(theirs).T)  # [K]
     table = {
         "mean_difference": np.abs(means).mean(axis=0),
         "expected_from_noise": np.sqrt(2 / np.pi) * _standard_errors(gaps).mean(axis=0),
@@ -243,8 +246,8 @@ def _response(result: SweepResult, k: int, resampling: Resampling) -> dict[str, 
     levels, groups = _levels(result.weights[:, k])
     rewards = result.rewards[:, :, k]  # [W, N]
     # A level's reward per prompt: the mean over the weight vectors that share it.
-    curve = np.stack([_means(rewards[group].T) for group in groups])  # [L, N]
-    means, replicates = _means(curve), resampled_means(curve, resampling.counts)
+    curve = np.stack([present_means(rewards[group].T) for group in groups])  # [L, N]
+    means, replicates = present_means(curve), resampled_means(curve, resampling.counts)
     changes = np.diff(means)  # [L - 1]
     return {
         **_corners(result, k, resampling),
@@ -262,7 +265,7 @@ def _falls(changes: FloatArray, replicates: FloatArray, confidence: float) -> fl
         return float("nan")
     z = NormalDist().inv_cdf(1 - (1 - confidence) / 2 / len(changes))
     by_step = replicates.T  # [L - 1, R]
-    errors = np.sqrt(_means((by_step - _means(by_step)[:, None]) ** 2))
+    errors = np.sqrt(present_means((by_step - present_means(by_step)[:, None]) ** 2))
     return float((changes + z * errors < 0).mean())
 
 
@@ -275,13 +278,13 @@ def _corners(result: SweepResult, k: int, resampling: Resampling) -> dict[str, A
         return {"corner_gap": missing, "effect_size": missing, "corner_win_rate": missing}
     rewards = result.rewards[:, :, k]
     differences = rewards[ends[k]] - rewards[others]  # [E, N]
-    gap = _mean_interval(_means(differences.T), resampling)
-    wins = _means(((np.sign(differences) + 1) / 2).T)  # [N]
+    gap = resampling.mean_interval(present_means(differences.T))
+    wins = present_means(((np.sign(differences) + 1) / 2).T)  # [N]
     std = float(result.normalization.std[k])
     return {
         "corner_gap": gap,
         "effect_size": {key: bound / std for key, bound in gap.items()},
-        "corner_win_rate": _mean_interval(wins, resampling),
+        "corner_win_rate": resampling.mean_interval(wins),
     }
 
 
@@ -322,7 +325,7 @@ def _determinants(values: FloatArray, counts: FloatArray) -> FloatArray:
     """Mean determinant of the covariances given a weight, `[W, N, K] -> [R]`."""
     complete: NDArray[np.bool_] = np.all(~np.isnan(values), axis=-1)  # [W, N]
     # Centered first: the product formula below loses digits far from 0.
-    rows = np.where(complete[..., None], values, np.nan) - _means(values)[:, None]
+    rows = np.where(complete[..., None], values, np.nan) - _over_prompts(values)[:, None]
     products = rows[..., :, None] * rows[..., None, :]  # [W, N, K, K]
     first = resampled_means(np.moveaxis(rows, 1, -1), counts)  # [R, W, K]
     second = resampled_means(np.moveaxis(products, 1, -1), counts)  # [R, W, K, K]
@@ -361,16 +364,19 @@ def _interval_of(stacks: list[FloatArray], resampling: Resampling) -> dict[str, 
     )
 
 
-def _mean_over_objectives(within: FloatArray, resampling: Resampling) -> dict[str, float]:
-    """Mean over prompts per objective, then over objectives: a gap in one cannot tilt the mean."""
-    value = _means(within.T).mean()
+def mean_over_objectives(within: FloatArray, resampling: Resampling) -> dict[str, float]:
+    """Mean over prompts per objective, then over objectives: a gap in one cannot tilt the mean.
+
+    Args:
+        within: `[N, K]`, NaN where there is no value.
+        resampling: Of the N prompts.
+
+    Returns:
+        `{"value", "low", "high"}`.
+    """
+    value = present_means(within.T).mean()
     replicates = resampled_means(within.T, resampling.counts).mean(axis=-1)  # [R]
     return interval(float(value), replicates, confidence=resampling.confidence)
-
-
-def _mean_interval(per_prompt: FloatArray, resampling: Resampling) -> dict[str, float]:
-    replicates = resampled_means(per_prompt, resampling.counts)
-    return interval(float(_means(per_prompt)), replicates, confidence=resampling.confidence)
 
 
 def _point(value: float) -> dict[str, float]:
@@ -402,18 +408,16 @@ def _everyone(values: FloatArray) -> FloatArray:
     return np.ones((1, values.shape[-1]))
 
 
-def _means(values: FloatArray) -> FloatArray:
-    """Means over prompts without gaps: `[..., N] -> [...]`, or `[W, N, K] -> [W, K]`."""
-    by_prompt = np.moveaxis(values, 1, -1) if values.ndim == 3 else values
-    means: FloatArray = resampled_means(by_prompt, _everyone(by_prompt))[0]
-    return means
+def _over_prompts(values: FloatArray) -> FloatArray:
+    """Means over prompts without gaps: `[W, N, K] -> [W, K]`."""
+    return present_means(np.moveaxis(values, 1, -1))
 
 
 def _standard_errors(values: FloatArray) -> FloatArray:
     """Standard error of the mean over prompts, `[W, N, K] -> [W, K]`; NaN below two values."""
     present = ~np.isnan(values)
     counts = present.sum(axis=1)
-    squares = np.where(present, values - _means(values)[:, None], 0.0) ** 2
+    squares = np.where(present, values - _over_prompts(values)[:, None], 0.0) ** 2
     degrees = np.where(counts > 1, counts - 1, np.nan)
     errors: FloatArray = np.sqrt(squares.sum(axis=1) / degrees / np.maximum(counts, 1))
     return errors

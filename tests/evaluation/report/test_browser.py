@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 from evaluation.synthetic_results import make_result
-from moodpo.evaluation.report.comparison import compare, write_comparison
+from moodpo.evaluation.comparison import compare
+from moodpo.evaluation.report.comparison import write_comparison
 from moodpo.evaluation.report.page import write_report
 from moodpo.evaluation.results import SweepResult
 from moodpo.evaluation.weights import default_weights

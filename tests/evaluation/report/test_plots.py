@@ -13,7 +13,7 @@ from PIL import Image
 from evaluation.synthetic_results import make_result
 from moodpo.errors import ConfigError
 from moodpo.evaluation.report import plots
-from moodpo.evaluation.report.plots import plot_front, plot_steering
+from moodpo.evaluation.report.plots import plot_front
 from moodpo.evaluation.report.series import Series, sweep_series, weight_colors
 
 
@@ -147,7 +147,6 @@ def test_missing_scores_leave_a_gap(tmp_path: Path) -> None:
         rewards[:, :, -1] = np.nan
         result = make_result(K, 2, analyzed=False, rewards=rewards)
         plot_front(result, tmp_path / "front.png")
-    plot_steering(result, tmp_path / "steering.png")
 
 
 def test_names_are_text_not_mathematics(figures: list[Any]) -> None:
@@ -158,17 +157,6 @@ def test_names_are_text_not_mathematics(figures: list[Any]) -> None:
     assert r"cost \$x^2\$" in said
     assert "a" * 39 + "…" in said
     assert "a" * 41 not in said
-
-
-def test_steering_shows_the_curve_of_every_objective(figures: list[Any]) -> None:
-    result = make_result(3, 2, baseline=None)
-    plot_steering(result, "steering.png")
-    panels = [axis for axis in figures[0].axes if axis.get_visible()]
-    assert [axis.get_title(loc="left") for axis in panels] == list(result.objectives)
-    places, estimate = sweep_series(result).curve(1)
-    line = next(line for line in panels[1].lines if line.get_linestyle() == "-")
-    np.testing.assert_allclose(line.get_xdata(), places)
-    np.testing.assert_allclose(line.get_ydata(), estimate.mean)
 
 
 def test_what_cannot_be_drawn_together_is_refused() -> None:

@@ -45,7 +45,7 @@ from moodpo.evaluation.report.series import (
 from moodpo.evaluation.results import FloatArray, SweepResult
 from moodpo.files import replacing
 
-__all__ = ["plot_front", "plot_steering"]
+__all__ = ["plot_front"]
 
 Results: TypeAlias = SweepResult | Series | Sequence[tuple[str, SweepResult | Series]]
 
@@ -80,33 +80,6 @@ def plot_front(
     draw = {2: _draw_plane, 3: _draw_triangle}.get(K, _draw_parallel)
     figure = draw(drawn, baseline)
     _add_caption(figure, _front_caption(results, K) if caption is None else caption)
-    return _save(figure, path)
-
-
-def plot_steering(result: SweepResult | Series, path: str | os.PathLike[str]) -> Path:
-    """Draws each objective's mean reward against the weight that was asked for it.
-
-    Args:
-        result: A sweep or a `Series`.
-        path: The PNG to write; its folder must exist.
-
-    Returns:
-        The path.
-    """
-    drawn, baseline = _series_of(result)
-    series = drawn[0]
-    K = len(series.objectives)
-    columns = min(K, 3)
-    rows = -(-K // columns)
-    figure = _figure(1.0 + 2.75 * columns, 0.5 + 2.6 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis in panels[K:]:
-        axis.remove()
-    for objective, axis in enumerate(panels[:K]):
-        _draw_curve(axis, series, baseline, objective)
-    if baseline is not None:
-        panels[0].legend(loc="best", **_legend_style())
-    _add_caption(figure, "Mean over prompts with its 95 % interval.")
     return _save(figure, path)
 
 
@@ -442,44 +415,6 @@ def _ranges(points: FloatArray) -> tuple[FloatArray, FloatArray]:
     filled = np.where(np.isnan(points).all(axis=0), 0.0, points)
     low, high = np.nanmin(filled, axis=0), np.nanmax(filled, axis=0)
     return low, np.where(high > low, high, low + 1.0)
-
-
-# --- steering ---
-
-
-def _draw_curve(axis: Any, series: Series, baseline: Series | None, objective: int) -> None:
-    _style(axis)
-    axis.set_title(_name(series.objectives[objective]), **_text(NORMAL), loc="left")
-    axis.set_xlabel("requested weight", **_text(SMALL))
-    axis.set_ylabel("mean reward", **_text(SMALL))
-    if baseline is not None:
-        _draw_line(axis, baseline, objective, NEUTRAL_COLOR, hollow=True)
-    _draw_line(axis, series, objective, objective_colors(objective + 1)[objective], hollow=False)
-    axis.set_xlim(-0.06, 1.06)
-    axis.set_xticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "¼", "½", "¾", "1"])
-
-
-def _draw_line(axis: Any, series: Series, objective: int, color: str, *, hollow: bool) -> None:
-    places, estimate = series.curve(objective)
-    axis.errorbar(
-        places,
-        estimate.mean,
-        yerr=_halves(estimate),
-        color=color,
-        linestyle="--" if hollow else "-",
-        linewidth=1.1 if hollow else 1.6,
-        elinewidth=1.0,
-        marker="o",
-        markersize=5.5,
-        markerfacecolor="white" if hollow else color,
-        markeredgecolor=color if hollow else "white",
-        markeredgewidth=1.0,
-        zorder=2 if hollow else 3,
-        label=_name(series.name),
-    )
-    if len(places) < series.weights.shape[0]:  # several weight vectors share a place
-        cloud = series.points().mean[:, objective]
-        axis.scatter(series.weights[:, objective], cloud, s=7, color=color, alpha=0.35, zorder=1)
 
 
 # --- ink and paper ---
