@@ -1,9 +1,12 @@
 from types import SimpleNamespace
 
 from moodpo.conditioning.instruction import Conditioner
+from moodpo.generation.base import SamplingConfig
 from moodpo.policy import SteerablePolicy
 from moodpo.protocols import as_policy
 from tiny_policies import tiny_model, tiny_tokenizer
+
+SAMPLING = SamplingConfig(max_new_tokens=4)
 
 
 def test_a_complete_policy_is_returned_as_it_is():
