@@ -420,9 +420,9 @@ class SteerablePolicy:
     @cached_property
     def _before(self) -> SteerablePolicy:
         if self._is_base or self._holds_base:
-            info = {"name": "base model", "path": self._base, "kind": "base", "sha256": None}
-            adapters = WithoutAdapters(self.model)
-            return self._view(adapters=adapters, info={**info, "lineage": []})
+            info: dict[str, Any] = {"name": "base model", "path": self._base, "kind": "base"}
+            info["lineage"] = []
+            return self._view(adapters=WithoutAdapters(self.model), info=info)
         if self._base is None:
             raise ManifestError(
                 "This policy does not say which model it was trained from. Name a baseline."
@@ -444,9 +444,7 @@ class SteerablePolicy:
 
     def _hash(self) -> str | None:
         """Of the weights, where they are on disk."""
-        if "sha256" in self._info:
-            return self._info["sha256"]  # type: ignore[no-any-return]
-        path = self._info.get("path")
+        path = None if self._is_base else self._info.get("path")
         return hash_weights(path) if path and Path(path).is_dir() else None
 
 

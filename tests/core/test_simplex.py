@@ -5,10 +5,6 @@ from hypothesis import given, settings
 
 from moodpo.core.simplex import (
     antithetic_weights,
-    cube_to_simplex,
-    kronecker_points,
-    lattice_coordinates,
-    lattice_simplices,
     sample_dirichlet,
     simplex_corners,
     simplex_lattice,
@@ -110,130 +106,7 @@ def test_antithetic_weights_reverse_the_order_and_stay_on_the_simplex(k, seed):
     torch.testing.assert_close(antithetic_weights(opposite), weights, atol=1e-5, rtol=1e-4)
 
 
-def test_kronecker_points_by_hand():
-    # The golden ratio, and the plastic number 1.32471795724.
-    golden = kronecker_points(range(4), num_dimensions=1, shift=[0.0]).flatten()
-    assert golden.tolist() == pytest.approx([0.0, 0.6180339887, 0.2360679775, 0.8541019662])
-    plastic = kronecker_points([1], num_dimensions=2, shift=[0.5, 0.5]).flatten()
-    assert plastic.tolist() == pytest.approx([0.2548776662, 0.0698402910])
-
-
-@settings(deadline=None)
-@given(
-    position=st.integers(0, 10**12),
-    dimensions=st.integers(1, 7),
-    shift=st.floats(0, 1, exclude_max=True),
-)
-def test_kronecker_windows_are_shifts_of_the_first_one(position, dimensions, shift):
-    first = kronecker_points(range(8), num_dimensions=dimensions, shift=[0.0] * dimensions)
-    window = kronecker_points(
-        range(position, position + 8), num_dimensions=dimensions, shift=[shift] * dimensions
-    )
-    assert ((window >= 0) & (window < 1)).all()
-    differences = (window - window[0] - first) % 1
-    assert torch.minimum(differences, 1 - differences).max() < 1e-12
-
-
 def star_discrepancy(values):
     ordered = values.sort().values
     places = torch.arange(len(values), dtype=torch.float64) / len(values)
     return max((ordered - places).max(), (places + 1 / len(values) - ordered).max()).item()
-
-
-@settings(deadline=None)
-@given(
-    start=st.integers(0, 10**9),
-    size=st.integers(8, 200),
-    shift=st.floats(0, 1, exclude_max=True),
-)
-def test_every_window_has_a_low_star_discrepancy(start, size, shift):
-    points = kronecker_points(range(start, start + size), num_dimensions=1, shift=[shift])
-    # Independent points have 0.87 / sqrt(n) on average (the mean of Kolmogorov's distribution).
-    assert star_discrepancy(points.flatten()) < 0.87 / size**0.5
-
-
-def test_kronecker_points_need_a_shift_per_dimension():
-    with pytest.raises(WeightsError, match="2 fractions for 3 dimensions"):
-        kronecker_points([0], num_dimensions=3, shift=[0.0, 0.5])
-
-
-def test_cube_to_simplex_by_hand():
-    two = cube_to_simplex(torch.tensor([[0.0], [0.25], [1.0]]))
-    torch.testing.assert_close(two, torch.tensor([[0.0, 1.0], [0.25, 0.75], [1.0, 0.0]]))
-    three = cube_to_simplex(torch.tensor([[0.19, 0.5]]))  # 1 - sqrt(0.81), then half of the rest
-    torch.testing.assert_close(three, torch.tensor([[0.1, 0.45, 0.45]]))
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_cube_to_simplex_stays_on_the_simplex(point):
-    weights = cube_to_simplex(torch.tensor(point, dtype=torch.float64))
-    assert (weights >= 0).all()
-    assert weights.sum().item() == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("k", [2, 3, 4])
-def test_cube_to_simplex_maps_uniform_to_uniform(k):
-    middle = (torch.arange(60, dtype=torch.float64) + 0.5) / 60
-    weights = cube_to_simplex(torch.cartesian_prod(*[middle] * (k - 1)).view(-1, k - 1))
-    covariance = (torch.eye(k).double() - 1 / k) / (k * (k + 1))  # of Dirichlet(1)
-    torch.testing.assert_close(weights.mean(0), torch.full((k,), 1 / k).double(), atol=1e-3, rtol=0)
-    torch.testing.assert_close(weights.T.cov(correction=0), covariance, atol=1e-3, rtol=0)
-
-
-def test_lattice_simplices_by_hand():
-    assert lattice_simplices(2, 2).tolist() == [[1, 0], [2, 1]]
-    # Rows (0,0,2) (0,1,1) (0,2,0) (1,0,1) (1,1,0) (2,0,0): three upright triangles and the middle.
-    triangles = {frozenset(row) for row in lattice_simplices(3, 2).tolist()}
-    assert triangles == {
-        frozenset({0, 1, 3}),
-        frozenset({1, 2, 4}),
-        frozenset({3, 4, 5}),
-        frozenset({1, 3, 4}),
-    }
-
-
-@settings(deadline=None)
-@given(k=st.integers(2, 6), divisions=st.integers(1, 4))
-def test_lattice_simplices_share_the_volume_evenly(k, divisions):
-    simplices = lattice_simplices(k, divisions)
-    assert len(simplices) == divisions ** (k - 1)
-    assert len({frozenset(row) for row in simplices.tolist()}) == len(simplices)
-    volumes = torch.linalg.det(simplex_lattice(k, divisions).double()[simplices]).abs()
-    torch.testing.assert_close(volumes, torch.full_like(volumes, 1 / len(simplices)))
-
-
-@pytest.mark.parametrize(("k", "divisions"), [(1, 3), (3, 0)])
-def test_lattice_simplices_refuse_nothing(k, divisions):
-    with pytest.raises(WeightsError, match="Small simplices"):
-        lattice_simplices(k, divisions)
-
-
-def test_lattice_coordinates_by_hand():
-    rows, coordinates = lattice_coordinates(torch.tensor([[0.25, 0.75], [0.5, 0.5]]), 2)
-    assert rows[0].tolist() == [1, 0]  # (1/2, 1/2) and (0, 1)
-    assert coordinates.tolist()[0] == [0.5, 0.5]
-    assert coordinates[1][rows[1] == 1].tolist() == [1.0]
-    rows, coordinates = lattice_coordinates(torch.tensor([[0.2, 0.3, 0.5]]), 1)
-    assert rows.tolist() == [[2, 1, 0]]
-    assert coordinates[0].tolist() == pytest.approx([0.2, 0.3, 0.5])
-
-
-@settings(deadline=None)
-@given(
-    k=st.integers(2, 6),
-    divisions=st.integers(1, 4),
-    concentration=st.sampled_from([0.02, 1.0]),
-    seed=st.integers(0, 10_000),
-)
-def test_lattice_coordinates_write_weights_by_the_corners_of_one_small_simplex(
-    k, divisions, concentration, seed
-):
-    lattice = simplex_lattice(k, divisions)
-    weights = torch.cat([draw(concentration, 16, k, seed), lattice, simplex_corners(k)])
-    rows, coordinates = lattice_coordinates(weights, divisions)
-    known = {frozenset(row) for row in lattice_simplices(k, divisions).tolist()}
-    assert {frozenset(row) for row in rows.tolist()} <= known
-    assert (coordinates >= 0).all()
-    again = (coordinates[..., None] * lattice.double()[rows]).sum(1)
-    torch.testing.assert_close(again, weights.double(), atol=1e-6, rtol=0)

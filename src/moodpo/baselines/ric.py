@@ -263,12 +263,12 @@ def train_rewards_in_context(
     started = time.perf_counter()
     setup = Setup.of(model, **options)
     samples, sampled = _sample(setup, num_completions, keep_sampling)
-    normalizer = setup.normalizer or Normalizer("calibrate", len(setup.panel))
-    if setup.normalizer is None:
-        normalizer.calibrate(samples.rewards)
+    normalizer = setup.normalizer or _calibrated(samples)
     scores = normalizer.normalize(samples.rewards)  # [N, K]
     trained, steps = _fine_tune(setup, samples, scores)
-    bounds = torch.quantile(scores.double(), torch.tensor([tail, 1 - tail]).double(), dim=0)
+    low, high = torch.quantile(scores.double(), torch.tensor([tail, 1 - tail]).double(), dim=0)
+    asked = {"low": low.tolist(), "high": high.tolist(), "mapping": mapping}
+    seconds = round(time.perf_counter() - started, 3)
     record = make_record(
         RewardsInContextPolicy.kind,
         setup.conditioner,
@@ -276,25 +276,19 @@ def train_rewards_in_context(
         base_model=setup.base_model,
         rewards=tuple(setup.panel.describe()),
         adapters=(member_name(0),),
-        details={
-            "low": bounds[0].tolist(),
-            "high": bounds[1].tolist(),
-            "mapping": mapping,
-            "normalizer": normalizer.state_dict(),
-        },
-        training={
-            "completions": sampled,
-            "steps": steps,
-            "seconds": round(time.perf_counter() - started, 3),
-        },
+        details={**asked, "normalizer": normalizer.state_dict()},
+        training={"completions": sampled, "steps": steps, "seconds": seconds},
     )
+    size = setup.args.generation_batch_size
     return RewardsInContextPolicy(
-        trained,
-        setup.tokenizer,
-        record,
-        generation_batch_size=setup.args.generation_batch_size,
-        dtype=setup.dtype,
+        trained, setup.tokenizer, record, generation_batch_size=size, dtype=setup.dtype
     )
+
+
+def _calibrated(samples: ScoredSamples) -> Normalizer:
+    normalizer = Normalizer("calibrate", samples.rewards.shape[1])
+    normalizer.calibrate(samples.rewards)
+    return normalizer
 
 
 def _sample(

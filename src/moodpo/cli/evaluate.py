@@ -142,6 +142,24 @@ def _parser() -> CommandParser:
     group.add_argument(
         "--num_prompts", type=int, metavar="N", help="at most so many, evenly spread"
     )
+    _add_reward_flags(group)
+    add_bounds_flag(parser)
+    group.add_argument(
+        "--fail-under",
+        "--fail_under",
+        dest="fail_under",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=X",
+        help="exit with 1 if a measure is below, as in steerability=0.5",
+    )
+    add_sampling_flags(parser)
+    return parser
+
+
+def _add_reward_flags(group: argparse._ArgumentGroup) -> None:
+    """Adds what answers are measured by, and where the measures go."""
     group.add_argument(
         "--reward_models",
         nargs="+",
@@ -173,19 +191,6 @@ def _parser() -> CommandParser:
         help="default: POLICY/evaluation; for a model that moodpo did not train, "
         "outputs/NAME/evaluation",
     )
-    add_bounds_flag(parser)
-    group.add_argument(
-        "--fail-under",
-        "--fail_under",
-        dest="fail_under",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME=X",
-        help="exit with 1 if a measure is below, as in steerability=0.5",
-    )
-    add_sampling_flags(parser)
-    return parser
 
 
 def _specs(args: argparse.Namespace, manifest: RunManifest | None) -> list[str]:
