@@ -31,7 +31,7 @@ from moodpo.files import (
 )
 from moodpo.manifest import RunManifest
 from moodpo.training.metrics import MetricStore
-from moodpo.training.observe import append_jsonl
+from moodpo.training.recorder import append_jsonl
 
 NAN, INFINITY = math.nan, math.inf
 MANIFEST = RunManifest(

@@ -13,15 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moodpo.core.finite import are_finite, name_non_finite
 from moodpo.errors import ConfigError, DivergenceError
 from moodpo.records import PairBatch
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.guard import (
     MAX_SKIPPED_STEPS,
     NumberGuard,
+    are_finite,
     check_savable_weights,
     find_source,
+    name_non_finite,
 )
 from tiny_trainers import make_trainer, parameters
 

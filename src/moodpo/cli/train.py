@@ -156,7 +156,7 @@ def _train(
     from moodpo.models.load import load_tokenizer
     from moodpo.models.savable import extend_lineage
     from moodpo.training.datasets import check_batches
-    from moodpo.training.observe import InterruptCallback
+    from moodpo.training.interrupt import InterruptCallback
     from moodpo.training.trainer import MOODPOTrainer
 
     quiet_loading()

@@ -13,8 +13,7 @@ from torch import Tensor
 from moodpo.core.seeds import derive_seed
 from moodpo.records import PromptBatch
 from moodpo.training.config import MOODPOConfig
-from moodpo.training.datasets import collate_prompts
-from moodpo.training.parallel import Processes, share
+from moodpo.training.parallel import Processes, collate_prompts, share
 from moodpo.training.rollout import RolloutCollector
 
 __all__ = ["calibration_batch", "reference_rewards"]

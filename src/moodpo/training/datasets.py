@@ -28,7 +28,6 @@ __all__ = [
     "check_dataset",
     "check_datasets",
     "check_model_lengths",
-    "collate_prompts",
     "fit_dataset",
     "fit_datasets",
     "fit_passed",
@@ -172,15 +171,6 @@ def check_model_lengths(model: Any, args: MOODPOConfig) -> None:
         max_prompt_length=args.max_prompt_length,
         max_new_tokens=args.max_new_tokens,
     )
-
-
-def collate_prompts(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of a data set as the prompts and columns of a `PromptBatch`: text needs no padding."""
-    names = [name for name in features[0] if name != "prompt"] if features else []
-    return {
-        "prompts": [row["prompt"] for row in features],
-        "columns": {name: [row[name] for row in features] for name in names},
-    }
 
 
 # ---- What was passed ----

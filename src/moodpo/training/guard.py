@@ -7,7 +7,7 @@ and weights are the same everywhere, and what the losses are is summed over proc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from moodpo.core.finite import are_finite, name_non_finite
 from moodpo.errors import ConfigError, DivergenceError
 from moodpo.records import PairBatch
 from moodpo.rewards.normalize import Normalizer
 
-__all__ = ["MAX_SKIPPED_STEPS", "NumberGuard", "check_savable_weights", "find_source"]
+__all__ = [
+    "MAX_SKIPPED_STEPS",
+    "NumberGuard",
+    "are_finite",
+    "check_savable_weights",
+    "find_source",
+    "name_non_finite",
+]
+
+_CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 MAX_SKIPPED_STEPS = 24
 """Steps in a row that a gradient scaler may skip: it starts at 2^16 and halves with each."""
@@ -137,6 +145,34 @@ class NumberGuard(TrainerCallback):  # type: ignore[misc]
                 source = find_source(pairs, self._objectives, self._normalizer())
                 return f"The loss is {loss.item()}, because of {source},"
         return "The loss is NaN or infinite on another process"
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is NaN or infinite; waits for the device once.
+
+    The largest magnitude tells: it overflows in no precision, as a sum of squares would.
+
+    Args:
+        tensors: Of any shapes and devices; integers, 8-bit floats and absent data are passed over.
+    """
+    checked = [
+        t.detach() for t in tensors if t.dtype in _CHECKED and t.numel() and t.device.type != "meta"
+    ]
+    if not checked:
+        return True
+    return bool(torch.nn.utils.get_total_norm(checked, norm_type=torch.inf).isfinite())
+
+
+def name_non_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity; cheap where there is none.
+
+    Args:
+        named: Such as `model.named_parameters()`.
+    """
+    tensors = list(named)
+    if are_finite(tensor for _, tensor in tensors):
+        return []
+    return [name for name, tensor in tensors if not are_finite([tensor])]
 
 
 def check_savable_weights(model: nn.Module, *, trained_only: bool = True) -> None:

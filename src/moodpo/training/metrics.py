@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from moodpo.core.importance import matched_log_importance
+from moodpo.core.pairing import matched_log_importance
 from moodpo.models.logps import CompletionLogps
 from moodpo.records import PairBatch, RolloutBatch
 from moodpo.rewards.panel import RewardPanel

@@ -26,6 +26,7 @@ from moodpo.records import PromptBatch
 __all__ = [
     "Processes",
     "PromptShares",
+    "collate_prompts",
     "gather_rows",
     "places",
     "share",
@@ -90,7 +91,7 @@ class Processes:
         """Joins batches, of which every process has as many; positions count over processes.
 
         Args:
-            batches: From `datasets.collate_prompts`, R of them.
+            batches: From `collate_prompts`, R of them.
             first: How many prompts come before, counted over processes.
         """
         sizes = self.gather(torch.tensor([[len(batch["prompts"]) for batch in batches]]))  # [W, R]
@@ -101,6 +102,15 @@ class Processes:
             indices=[first + place for place in places(sizes, self.index)],
             columns={n: [v for batch in filled for v in batch["columns"][n]] for n in names},
         )
+
+
+def collate_prompts(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of a data set as the prompts and columns of a `PromptBatch`: text needs no padding."""
+    names = [name for name in features[0] if name != "prompt"] if features else []
+    return {
+        "prompts": [row["prompt"] for row in features],
+        "columns": {name: [row[name] for row in features] for name in names},
+    }
 
 
 def zero_loss(model: nn.Module) -> Tensor:

@@ -30,7 +30,7 @@ from moodpo.rewards import Reward, RewardPanel, check_data
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.checkpoints import find_checkpoint
 from moodpo.training.config import MOODPOConfig
-from moodpo.training.datasets import check_datasets, collate_prompts, fit_datasets
+from moodpo.training.datasets import check_datasets, fit_datasets
 from moodpo.training.description import Origin, describe_run
 from moodpo.training.draws import Draw, dirichlet_draw
 from moodpo.training.dropout import dropout_of_pass
@@ -38,9 +38,8 @@ from moodpo.training.guard import NumberGuard, check_savable_weights
 from moodpo.training.held_out import HeldOutTrainer
 from moodpo.training.learner import MicroBatch
 from moodpo.training.metrics import PhaseClock
-from moodpo.training.observe import PhaseProgress, show_phase
-from moodpo.training.parallel import Processes, share_prompts, zero_loss
-from moodpo.training.recorder import Recorder
+from moodpo.training.parallel import Processes, collate_prompts, share_prompts, zero_loss
+from moodpo.training.recorder import PhaseProgress, Recorder, show_phase
 from moodpo.training.reference import check_agreement, make_reference
 from moodpo.training.schedule import ScheduleCallback
 from moodpo.training.setup import Ready, assemble, load_objectives, prepare
@@ -168,7 +167,7 @@ class MOODPOTrainer(HeldOutTrainer):
         self.collector, self.learner = parts.collector, parts.learner
         self._dropouts, self.fast_paths = parts.dropouts, parts.fast_paths
         self.recorder = Recorder(panel, self.processes, self.clock, args)
-        self._tried, self._passes = False, itertools.count()
+        self._begun, self._passes = False, itertools.count()
 
     def _add_callbacks(self) -> None:
         self._guard = NumberGuard(
@@ -258,8 +257,8 @@ class MOODPOTrainer(HeldOutTrainer):
         if self.state.global_step >= self.state.max_steps:  # resumed where training ends
             self.control.should_training_stop = True
             return [], None
-        self._try_reference_once()
-        self.calibrate_once()
+        if not self._begun:
+            self._begin()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return [], None
@@ -340,9 +339,11 @@ class MOODPOTrainer(HeldOutTrainer):
 
     # ---- Once per run ----
 
-    def _try_reference_once(self) -> None:
+    def _begin(self) -> None:
+        """Before the first step: tries the reference, and fits the scales of rewards on it."""
         # A resumed run's policy has moved already.
-        if not self._tried and self.state.global_step == 0:
+        if self.state.global_step == 0:
             with self.accelerator.autocast():
                 check_agreement(self.model, self.reference)
-        self._tried = True
+        self.calibrate_once()
+        self._begun = True
