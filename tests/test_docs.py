@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import moodpo
 from moodpo.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +87,8 @@ def test_the_map_leads_through_code_that_exists():
     step = r"^\| \d+ \| [^|]+ \| `(\S+)\.py` \| `([\w.]+)` \|"
     rows = re.findall(step, (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
     assert len(rows) == 14
+    listed = re.findall(r"^ ?\d+  \S+ +(\S+)\.py +([\w.]+)$", moodpo.__doc__, re.MULTILINE)
+    assert listed == rows
     for file, function in rows:
         place = importlib.import_module(f"moodpo.{file.replace('/', '.')}")
         for name in function.split("."):

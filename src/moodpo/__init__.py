@@ -1,6 +1,25 @@
 """Multi-Objective Online DPO: one policy, every trade-off, chosen by a weight vector.
 
 Importing this package loads neither torch nor transformers; a name loads what it needs on use.
+
+One optimizer step, in the order of the data; `MOODPOTrainer.get_batch_samples` reads likewise:
+
+ 1  prompts      data/prompts.py              load_prompts
+ 2  fit          data/lengths.py              fit_prompts
+ 3  weights      training/draws.py            draw_labels
+ 4  words        conditioning/instruction.py  Conditioner.instruction
+ 5  tokens       models/chat_templates.py     encode_messages
+ 6  completions  generation/hf.py             HFGenerator.generate
+ 7  scores       rewards/panel.py             RewardPanel.score
+ 8  scale        rewards/normalize.py         Normalizer.normalize
+ 9  utility      core/scalarization.py        scalarize
+10  pair         training/learner.py          Learner.label
+11  reference    training/learner.py          Learner.with_reference
+12  passes       training/learner.py          Learner.passes
+13  loss         training/learner.py          Learner.loss
+14  step         training/trainer.py          MOODPOTrainer.training_step
+
+Rooms, and how to add to them: docs/architecture.md.
 """
 
 from importlib import import_module
