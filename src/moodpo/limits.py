@@ -27,7 +27,6 @@ RANGES: Mapping[str, tuple[float, float | None]] = {
     "beta": (1e-8, None),
     "corner_probability": (0, 1),
     "exploration": (0, 1),
-    "bound_probability": (0, 1),
     "num_generations": (2, None),
     "weights_per_prompt": (1, None),
     "num_relabels": (1, None),

@@ -8,7 +8,6 @@ objectives.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.conditioning.instruction import Conditioner
-from moodpo.conditioning.weights import validate_bounds, weight_rows
+from moodpo.conditioning.weights import weight_rows
 from moodpo.core.seeds import derive_seed
 from moodpo.data.messages import as_prompts
 from moodpo.errors import ConfigError, ManifestError
@@ -61,7 +60,6 @@ class SteerablePolicy:
         info: What identifies the policy: name, path, kind, lineage.
         dtype: Half precision to compute in, where the weights are not all of it already.
         base: Path or id of the model before training, for `base_policy`.
-        lower_bounds: What `sample` asks every objective to reach, by name, in raw reward.
     """
 
     def __init__(
@@ -75,7 +73,6 @@ class SteerablePolicy:
         info: Mapping[str, Any] | None = None,
         dtype: torch.dtype | None = None,
         base: str | None = None,
-        lower_bounds: Mapping[str, float] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -84,7 +81,6 @@ class SteerablePolicy:
         self._info = dict(info or {})
         self._base = base
         self._around: Any = nullcontext
-        self._bounds = self._read_bounds(lower_bounds)
         self.generator = HFGenerator(
             model,
             **token_roles(model, tokenizer),
@@ -147,32 +143,11 @@ class SteerablePolicy:
         """Names of the objectives, in the order of every weight vector."""
         return self.conditioner.objectives
 
-    @property
-    def lower_bounds(self) -> dict[str, float]:
-        """What every answer is asked to reach, by name, in raw reward."""
-        named = zip(self.objectives, self._bounds, strict=True)
-        return {name: bound for name, bound in named if not math.isnan(bound)}
-
-    def bounded_by(self, lower_bounds: Mapping[str, float]) -> SteerablePolicy:
-        """The same model, asked to reach lower bounds first, whatever the weights.
-
-        Args:
-            lower_bounds: Raw reward by name; of objectives that training had bounds on.
-
-        Returns:
-            A policy that shares this one's weights.
-
-        Raises:
-            WeightsError: If the policy was trained without them.
-        """
-        return copy(self)._asked_for(lower_bounds)
-
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         objective_weights: ObjectiveWeights,
         *,
-        lower_bounds: Mapping[str, float] | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -187,8 +162,6 @@ class SteerablePolicy:
                 user, or N texts and conversations.
             objective_weights: By name (missing names weigh 0), K values, or `[N, K]`: one row per
                 prompt. A Series or table is read by its labels. Normalized to sum to 1.
-            lower_bounds: What objectives must reach, by name, in raw reward; as the policy was
-                made when None. Only of objectives that it was trained with bounds on.
             max_new_tokens: Longest answer in tokens; as in training when None.
             temperature: 0 is greedy; as in training when None.
             top_p: Nucleus mass; as in training when None.
@@ -199,14 +172,12 @@ class SteerablePolicy:
 
         Raises:
             DataError: If something else was passed as prompts, or one holds no text.
-            WeightsError: If the weights do not fit the objectives or the prompts, or the bounds
-                not the training.
+            WeightsError: If the weights do not fit the objectives or the prompts.
         """
-        policy = self if lower_bounds is None else self.bounded_by(lower_bounds)
         asked = as_prompts(prompts)
         rows = weight_rows(objective_weights, self.objectives, count=len(asked))
         changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        answers = policy.sample(
+        answers = self.sample(
             asked,
             torch.tensor(rows, dtype=torch.float64).reshape(len(asked), len(self.objectives)),
             seeds=[derive_seed(seed, "answer", _key(prompt)) for prompt in asked],
@@ -238,7 +209,7 @@ class SteerablePolicy:
             N answers, with the tokens that were sampled.
         """
         ids = [
-            self.conditioner.encode(self.tokenizer, prompt, row, self._bounds)
+            self.conditioner.encode(self.tokenizer, prompt, row)
             for prompt, row in zip(prompts, weights.tolist(), strict=True)
         ]
         with self._around():
@@ -307,9 +278,7 @@ class SteerablePolicy:
         for start in range(0, len(rows), LOGP_ROWS):
             some = rows[start : start + LOGP_ROWS]
             conditioned = [
-                self.conditioner.encode(
-                    self.tokenizer, prompts[i], weights[i].tolist(), self._bounds
-                )
+                self.conditioner.encode(self.tokenizer, prompts[i], weights[i].tolist())
                 for i in some
             ]
             batch = collate_sequences(conditioned, [completions[i] for i in some], pad_token_id=pad)
@@ -326,8 +295,7 @@ class SteerablePolicy:
 
     def describe(self) -> dict[str, Any]:
         """Name, path, kind, lineage and a hash of the weights."""
-        described = {**self._info, "sha256": self._sha256}
-        return {**described, "lower_bounds": bounds} if (bounds := self.lower_bounds) else described
+        return {**self._info, "sha256": self._sha256}
 
     def written_by(self, conditioner: Conditioner) -> SteerablePolicy:
         """The same model, asked in another way.
@@ -341,7 +309,8 @@ class SteerablePolicy:
         """
         other = copy(self)
         other.conditioner = conditioner
-        return other._asked_for(self.lower_bounds)
+        other.__dict__.pop("_reference", None)  # the base model is asked in the same way
+        return other
 
     def base_policy(self) -> SteerablePolicy:
         """The model before training, under the very same instructions: what to compare with.
@@ -385,7 +354,6 @@ class SteerablePolicy:
             dtype=first.dtype,
             generation_batch_size=self.generator.generation_batch_size,
         )
-        base._bounds = self._bounds
         base._info |= {"name": "base model", "kind": "base"}
         return base
 
@@ -393,15 +361,6 @@ class SteerablePolicy:
     def _sha256(self) -> str | None:
         path = self._info.get("path")
         return hash_weights(path) if path and Path(path).is_dir() else None
-
-    def _asked_for(self, lower_bounds: Mapping[str, float]) -> SteerablePolicy:
-        """This policy itself, with other bounds."""
-        self._bounds = self._read_bounds(lower_bounds)
-        self.__dict__.pop("_reference", None)  # the base model is asked for the same
-        return self
-
-    def _read_bounds(self, lower_bounds: Mapping[str, float] | None) -> tuple[float, ...]:
-        return validate_bounds(lower_bounds, self.objectives, self.conditioner.lower_bounds)
 
 
 class _WithoutAdapter(SteerablePolicy):

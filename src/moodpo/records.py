@@ -80,16 +80,9 @@ class RolloutBatch:
     rewards: Tensor  # [B * M, g, K] raw scores, NaN where a scorer gave none
     weights_per_prompt: int = 1  # M
     relabel_weights: Tensor | None = None  # [B, N, K] further weights to label each prompt under
-    bounds: Tensor | None = None  # [B, K] lower bounds in raw reward, NaN where there is none
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    def row_bounds(self) -> Tensor | None:
-        """The lower bounds `[B * M, K]` that each row's completions were sampled under."""
-        if self.bounds is None:
-            return None
-        return self.bounds.repeat_interleave(self.weights_per_prompt, dim=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

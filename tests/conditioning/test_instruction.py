@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from moodpo.conditioning.instruction import WEIGHT_FORMATS, Conditioner
-from moodpo.conditioning.weights import round_bound
 from moodpo.errors import ConfigError, WeightsError
 from moodpo.rewards.words import words_of
 
@@ -412,56 +411,28 @@ def test_models_without_a_chat_template_get_the_plain_format():
     assert text == "Human: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"
 
 
-def test_bounds_follow_the_weights():
-    conditioner = Conditioner(
-        objectives=NAMES, weight_format="percent", lower_bounds={"harmless": (0.1, 0.5)}
-    )
-    text = "Objective weights: helpful 70%, harmless 30%."
-    nan = float("nan")
-    assert conditioner.instruction([0.7, 0.3]) == text
-    assert conditioner.instruction([0.7, 0.3], [nan, nan]) == text
-    bounded = conditioner.instruction([0.7, 0.3], [nan, 0.25])
-    assert bounded == f"{text} Keep harmless at least 0.25."
-    both = conditioner.instruction([0.7, 0.3], [-1.5, 0.25])
-    assert both == f"{text} Keep helpful at least -1.5 and harmless at least 0.25."
-    system, _ = conditioner.messages("Hi", [0.7, 0.3], [nan, 0.25])
-    assert system["content"] == bounded
-    with pytest.raises(ValueError, match="zip"):
-        conditioner.instruction([0.7, 0.3], [0.25])
-
-
 def test_what_may_be_asked_is_remembered_and_otherwise_not_spoken_of():
     plain = Conditioner(objectives=NAMES)
-    assert not {"lower_bounds", "chat_template_kwargs"} & plain.to_dict().keys()
+    assert "chat_template_kwargs" not in plain.to_dict()
     rich = Conditioner(
         objectives=NAMES,
-        lower_bounds={"harmless": (0.1, 0.5)},
         chat_template_kwargs={"enable_thinking": False},
     )
     assert Conditioner.from_dict(json.loads(json.dumps(rich.to_dict()))) == rich
 
 
-def test_bounds_of_unknown_objectives_are_refused():
-    with pytest.raises(ConfigError, match="names 'humor', but the objectives are helpful"):
-        Conditioner(objectives=NAMES, lower_bounds={"humor": (0, 1)})
-
-
-def test_a_policy_that_was_trained_with_negative_weights_is_refused():
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("signed", ["helpful"], r"signed_objectives of helpful\. signed_objectives is no more"),
+        ("lower_bounds", {"helpful": [0.1, 0.5]}, r"lower_bounds of helpful\. lower_bounds is no"),
+    ],
+)
+def test_a_policy_trained_for_what_is_no_more_is_refused(key, value, message):
     written = Conditioner(objectives=NAMES).to_dict()
-    assert Conditioner.from_dict({**written, "signed": []}) == Conditioner(objectives=NAMES)
-    with pytest.raises(ConfigError, match=r"negative weights of helpful\..*the moodpo release"):
-        Conditioner.from_dict({**written, "signed": ["helpful"]})
-
-
-@given(st.floats(-100, 100), st.floats(0, 100), st.floats(0, 1))
-def test_no_bound_takes_more_text_than_the_longest(low, width, share):
-    high = low + width
-    conditioner = Conditioner(objectives=NAMES, lower_bounds={"harmless": (low, high)})
-    longest = conditioner.longest_bounds()
-    assert math.isnan(longest[0])
-    other = (float("nan"), round_bound(low + share * width, (low, high)))
-    texts = [conditioner.instruction([1, 0], bounds) for bounds in (longest, other)]
-    assert len(texts[0]) >= len(texts[1]) - 3  # a sign, a digit more: what a range may cross
+    assert Conditioner.from_dict({**written, key: type(value)()}) == Conditioner(objectives=NAMES)
+    with pytest.raises(ConfigError, match=f"{message}.*the moodpo release that trained it"):
+        Conditioner.from_dict({**written, key: value})
 
 
 def test_a_wrong_count_of_weights_is_refused():

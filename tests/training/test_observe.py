@@ -62,7 +62,6 @@ def train_and_watch(folder, settings):
         ({**SPREAD, "pair_fraction": 0.5}, ("vowels", "capitals")),
         ({**SPREAD, **ALL, "scalarization": "chebyshev"}, ("vowels", "capitals")),
         ({**SPREAD, **ALL, "label_temperature": 0.5}, ("vowels", "capitals")),
-        ({**SPREAD, **ALL, "lower_bounds": ["vowels=0.1:0.3"]}, ("vowels", "capitals")),
         ({**SPREAD, **ALL}, ("letters", "capitals")),
         ({**SPREAD, **ALL}, ("some", "capitals")),
         ({**SPREAD, **ALL}, ("same", "same")),

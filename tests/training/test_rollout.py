@@ -13,7 +13,6 @@ from moodpo.rewards.normalize import Normalizer
 from moodpo.training.pairs import build_pairs
 from moodpo.training.rollout import (
     RolloutCollector,
-    draw_bounds,
 )
 from moodpo.training.samplers import DirichletSampler, make_sampler
 
@@ -149,61 +148,13 @@ def test_columns_follow_every_completion_of_their_prompt():
     assert columns["completion_ids"] == [list(ids) for row in rollout.completion_ids for ids in row]
 
 
-def bounded(collector, **settings):
-    conditioner = replace(collector.conditioner, lower_bounds={"second": (0.1, 0.5)})
-    return replace(collector, conditioner=conditioner, **settings)
-
-
-def test_bounds_are_drawn_within_their_range_as_often_as_asked():
-    collector = bounded(make_collector(), bound_probability=0.25)
-    batch = collector.collect(make_batch(range(400)), key=(0, "train", 1))
-    assert batch.bounds.shape == (400, 2)
-    assert batch.bounds[:, 0].isnan().all()
-    drawn = batch.bounds[:, 1][~batch.bounds[:, 1].isnan()]
-    assert 70 <= len(drawn) <= 130
-    assert drawn.min() >= 0.1
-    assert drawn.max() <= 0.5
-    assert drawn.max() - drawn.min() > 0.35
-    assert draw_bounds([(0.1, 0.5)], 3, 1.0) == draw_bounds([(0.1, 0.5)], 3, 1.0)
-
-
-def test_every_row_of_a_prompt_is_told_its_bound():
-    collector = bounded(make_collector(), bound_probability=1.0, weights_per_prompt=2)
-    batch = collector.collect(make_batch([3, 5]), key=(0, "train", 1))
-    texts = [collector.tokenizer.decode(ids) for ids in batch.prompt_ids]
-    for row, text in enumerate(texts):
-        bound = batch.bounds[row // 2, 1].item()
-        assert f"Keep second at least {bound:.3g}." in text
-    torch.testing.assert_close(batch.row_bounds()[::2], batch.bounds, equal_nan=True)
-    torch.testing.assert_close(batch.row_bounds()[1::2], batch.bounds, equal_nan=True)
-
-
-def test_bounds_neither_change_the_weights_nor_follow_from_the_batch():
-    collector = make_collector()
-    whole = bounded(collector).collect(make_batch([3, 4, 5]), key=(0, "train", 1))
-    part = bounded(collector).collect(make_batch([5]), key=(0, "train", 1))
-    torch.testing.assert_close(whole.bounds[2:], part.bounds, equal_nan=True)
-    plain = collector.collect(make_batch([3, 4, 5]), key=(0, "train", 1))
-    assert torch.equal(plain.weights, whole.weights)
-    assert plain.bounds is None
-    assert plain.row_bounds() is None
-
-
-def test_rewards_never_see_the_bounds():
-    seen = []
-    bounded(make_collector(seen), bound_probability=1.0).collect(
-        make_batch([1, 2]), key=(0, "train", 1)
-    )
-    assert [prompts for prompts, _, _ in seen] == [["prompt 1"] * 2 + ["prompt 2"] * 2]
-
-
 @pytest.mark.parametrize(
     "settings",
     [
         {"sampler": "dirichlet"},
         {"sampler": "corners", "relabel": "antithetic"},
         {"sampler": "stratified", "relabel": "fresh", "num_relabels": 2, "weights_per_prompt": 2},
-        {"sampler": "front", "relabel": "antithetic", "bounds": True, "num_completions": 3},
+        {"sampler": "front", "relabel": "antithetic", "num_completions": 3},
     ],
     ids=lambda settings: settings["sampler"],
 )
@@ -211,15 +162,13 @@ def test_a_process_without_prompts_asks_nobody_and_has_everything_else(settings)
     settings = dict(settings)
     seen: list = []
     collector = make_collector(seen)
-    if settings.pop("bounds", False):
-        collector = bounded(collector)
     sampler = make_sampler(settings.pop("sampler"), num_objectives=2)
     collector = replace(collector, sampler=sampler, generator=None, **settings)
     nothing = collector.collect(make_batch([]), key=(0,))
     assert not seen
     assert len(nothing) == 0
     some = replace(collector, generator=EchoGenerator()).collect(make_batch([0, 1]), key=(0,))
-    for name in ("weights", "rewards", "finished", "relabel_weights", "bounds"):
+    for name in ("weights", "rewards", "finished", "relabel_weights"):
         expected, found = getattr(some, name), getattr(nothing, name)
         assert (expected is None) == (found is None), name
         if expected is not None:

@@ -1,41 +1,28 @@
-"""Preferences: what may be asked of a policy, read from text and checked.
+"""Weights: what may be asked of a policy, read from text and checked.
 
-Objective weights say what matters how much; lower bounds say what must be reached first. Knows
-nothing of how a preference is written into a prompt. Shapes: K objectives.
+Knows nothing of how weights are written into a prompt. Shapes: K objectives.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from moodpo.containers import as_number, rows_of, values_by_name, values_in_order
-from moodpo.errors import ConfigError, WeightsError
+from moodpo.errors import WeightsError
 
 __all__ = [
-    "BoundRange",
     "check_names",
-    "parse_bound_ranges",
-    "parse_bounds",
     "parse_weights",
-    "round_bound",
-    "validate_bounds",
     "validate_weights",
     "weight_rows",
     "wrong_count",
 ]
 
 SUM_TOLERANCE = 1e-3
-BOUND_DIGITS = 3  # significant ones of the largest: what is drawn is what is written
-
-BoundRange = tuple[float, float]
-"""Lowest and highest bound that a policy is trained on, in raw reward."""
-
-
-# ---- Weights ----
 
 
 def parse_weights(text: str, objectives: Sequence[str]) -> tuple[float, ...]:
@@ -165,126 +152,3 @@ def wrong_count(given: int, objectives: Sequence[str]) -> str:
         f"objective_weights has {given} entries but there are {len(objectives)} objectives "
         f"({', '.join(objectives)}). Pass one weight per objective, in this order."
     )
-
-
-# ---- Lower bounds ----
-
-
-def parse_bound_ranges(given: Sequence[str]) -> dict[str, BoundRange]:
-    """Reads what a policy is trained on: `harmless=0.1:0.5`, or `harmless=0.3` for one bound.
-
-    Args:
-        given: `NAME=LOW:HIGH` or `NAME=VALUE`, in raw reward.
-
-    Raises:
-        ConfigError: If one is not of that form, or an objective is named twice.
-    """
-    ranges: dict[str, BoundRange] = {}
-    for text in given:
-        name, _, values = text.partition("=")
-        low, _, high = values.partition(":")
-        try:
-            found = (float(low), float(high or low))
-        except ValueError:
-            found = (math.nan, math.nan)
-        if not (name.strip() and all(map(math.isfinite, found)) and found[0] <= found[1]):
-            raise ConfigError(
-                f"Cannot read the lower bound {text!r}. Write NAME=LOW:HIGH, as in "
-                "harmless=0.1:0.5, or NAME=VALUE, in raw reward."
-            )
-        if name.strip() in ranges:
-            raise ConfigError(f"The lower bounds name {name.strip()!r} twice. Name it once.")
-        ranges[name.strip()] = found
-    return ranges
-
-
-def parse_bounds(
-    text: str, objectives: Sequence[str], ranges: Mapping[str, BoundRange]
-) -> dict[str, float]:
-    """Reads what is asked of a policy: `harmless=0.3`, comma-separated.
-
-    Args:
-        text: `NAME=VALUE`, comma-separated.
-        objectives: Known names, in order.
-        ranges: What the policy was trained on.
-
-    Returns:
-        Bounds in raw reward by name.
-
-    Raises:
-        WeightsError: If a part is malformed, or as `validate_bounds`.
-    """
-    try:
-        read = parse_bound_ranges([p for p in (p.strip() for p in text.split(",")) if p])
-    except ConfigError as error:
-        raise WeightsError(str(error)) from None
-    for name, (low, high) in read.items():
-        if low != high:
-            raise WeightsError(
-                f"The lower bound of {name!r} is a range, {low:g} to {high:g}. Ask for one value, "
-                f"as in {name}={low:g}."
-            )
-    bounds = {name: low for name, (low, _) in read.items()}
-    validate_bounds(bounds, objectives, ranges)
-    return bounds
-
-
-def validate_bounds(
-    bounds: Mapping[str, float] | None,
-    objectives: Sequence[str],
-    ranges: Mapping[str, BoundRange],
-) -> tuple[float, ...]:
-    """Checks lower bounds against what a policy was trained on.
-
-    Args:
-        bounds: Raw reward that an objective must reach, by name; none where left out.
-        objectives: K names, in order.
-        ranges: What the policy was trained on, by name.
-
-    Returns:
-        K bounds as they are written, NaN where there is none. Warns outside the trained range.
-
-    Raises:
-        WeightsError: On unknown names, values that are not finite, or objectives that the policy
-            was trained without bounds on.
-    """
-    bounds = bounds or {}
-    check_names(bounds, objectives, what="in the lower bounds")
-    for name, value in bounds.items():
-        if not math.isfinite(value):
-            raise WeightsError(f"The lower bound of {name!r} is {value}; it must be finite.")
-        if name not in ranges:
-            trained = f"only on {', '.join(ranges)}" if ranges else "on none"
-            raise WeightsError(
-                f"A lower bound of {name!r} was asked for, but this policy was trained with bounds "
-                f"{trained}. Raise the weight of {name!r}, or train with "
-                f"--lower_bounds {name}=LOW:HIGH."
-            )
-        low, high = ranges[name]
-        if not low <= value <= high:
-            warnings.warn(
-                f"The lower bound {value:g} of {name!r} is outside what the policy was trained on, "
-                f"{low:g} to {high:g}: it may not be kept.",
-                stacklevel=2,
-            )
-    return tuple(
-        round_bound(bounds[name], ranges[name]) if name in bounds else math.nan
-        for name in objectives
-    )
-
-
-def round_bound(value: float, of: BoundRange) -> float:
-    """A bound in as many digits as a prompt writes.
-
-    Args:
-        value: The bound.
-        of: Lowest and highest bound: what is nothing beside them is 0, no `9.99e-16`.
-
-    Returns:
-        The value in three significant digits, and no finer than the third of the range's larger
-        end.
-    """
-    largest = max(map(abs, of))
-    if largest > 0:
-        value = round(value, BOUND_DIGITS - 1 - math.floor(math.log10(largest)))
-    return float(f"{value:.{BOUND_DIGITS}g}") + 0.0  # no -0

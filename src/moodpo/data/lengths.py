@@ -93,8 +93,8 @@ def fit_prompts(
     fit = (conditioner, tokenizer, max_prompt_length, overflow)
     if loaded.fitted_to == fit:
         return loaded
-    weights, bounds = longest_instruction(conditioner, tokenizer), conditioner.longest_bounds()
-    frame = len(conditioner.encode(tokenizer, "x", weights, bounds))
+    weights = longest_instruction(conditioner, tokenizer)
+    frame = len(conditioner.encode(tokenizer, "x", weights))
 
     def length_of(prompt: Prompt) -> int:
         # A token is at least one byte, so short texts fit without being tokenized.
@@ -102,12 +102,12 @@ def fit_prompts(
             bound = frame + len(prompt.encode())
             if bound <= max_prompt_length:
                 return bound
-        return len(conditioner.encode(tokenizer, prompt, weights, bounds))
+        return len(conditioner.encode(tokenizer, prompt, weights))
 
     def truncate(prompt: Prompt, limit: int) -> Prompt:
         return truncate_prompt(
             prompt,
-            lambda text: len(conditioner.encode(tokenizer, text, weights, bounds)) <= limit,
+            lambda text: len(conditioner.encode(tokenizer, text, weights)) <= limit,
         )
 
     fitted = filter_long_prompts(

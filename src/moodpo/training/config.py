@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from moodpo.conditioning.instruction import DEFAULT_FORMAT, WEIGHT_FORMATS, Conditioner
-from moodpo.conditioning.weights import parse_bound_ranges
 from moodpo.core.loss import LOSS_TYPES
 from moodpo.core.scalarization import SCALARIZATIONS
 from moodpo.errors import ConfigError
@@ -149,18 +148,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
         "linear",
         "How K rewards become one utility: linear, or chebyshev for concave fronts.",
         choices=list(SCALARIZATIONS),
-    )
-
-    lower_bounds: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Objectives that a prompt may set a lower bound of, as NAME=LOW:HIGH or "
-            "NAME=VALUE in raw reward: answers that keep their bounds win over those that do not.",
-            "room": "weights",
-        },
-    )
-    bound_probability: float = _setting(
-        "weights", 0.5, "How often a prompt has a bound of each of those objectives."
     )
 
     # Rewards
@@ -304,7 +291,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
             weight_format=self.weight_format,
             template=self.instruction_template,
             prompt_template=prompt_template,
-            lower_bounds=parse_bound_ranges(self.lower_bounds),
             chat_template_kwargs=read_template_kwargs(self.chat_template_kwargs),
         )
 
@@ -327,12 +313,6 @@ class MOODPOConfig(TrainingArguments):  # type: ignore[misc]
     def _check_weights(self) -> None:
         if self.weight_sampler == "stratified":
             check_uniform(self.concentration)
-        parse_bound_ranges(self.lower_bounds)  # refuses what it cannot read
-        if self.lower_bounds and self.pairing == "per_objective":
-            raise ConfigError(
-                "lower_bounds rank whole answers, and pairing=per_objective lets objectives vote. "
-                "Use pairing=scalarize."
-            )
 
     def _check_pairs(self) -> None:
         if self.num_generations % self.weights_per_prompt:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moodpo.core.bounds import feasible_first, violations
 from moodpo.core.pairing import (
     Pairing,
     objective_votes,
@@ -28,7 +27,6 @@ from moodpo.rewards.normalize import Normalizer
 
 __all__ = [
     "PairStatistics",
-    "bounds_kept",
     "build_pairs",
     "identities",
     "label_utilities",
@@ -84,7 +82,6 @@ def label_utilities(
     *,
     normalizer: Normalizer,
     scalarization: Scalarization,
-    bounds: Tensor | None = None,
 ) -> Tensor:
     """What each completion is worth under every weight vector of its prompt.
 
@@ -93,32 +90,17 @@ def label_utilities(
         labels: `[B, L, K]` weights.
         normalizer: Puts objectives on one scale.
         scalarization: `linear` or `chebyshev`.
-        bounds: `[B, K]` raw lower bounds, NaN where there is none.
 
     Returns:
         Utilities `[B, L, G]`.
     """
     normalized = normalizer.normalize(rewards)
-    utilities = scalarize(
+    return scalarize(
         normalized[:, None].expand(-1, labels.shape[1], -1, -1).flatten(0, 1),
         labels.flatten(0, 1),
         scalarization,
         ideal=normalizer.ideal(),
     ).view(*labels.shape[:2], -1)  # [B, L, G]
-    if bounds is None:
-        return utilities
-    missed = violations(normalized, normalizer.normalize(bounds.to(rewards)))  # [B, G]
-    return feasible_first(utilities, missed.unsqueeze(1))
-
-
-def bounds_kept(rollout: RolloutBatch, objective: int) -> tuple[int, int]:
-    """How many completions keep the bound of objective k that they were sampled under, of all."""
-    bounds = rollout.row_bounds()
-    if bounds is None:
-        return 0, 0
-    asked = bounds[:, objective, None].expand(-1, rollout.rewards.shape[1])  # [B * M, g]
-    kept = rollout.rewards[..., objective] >= asked.to(rollout.rewards)
-    return int(kept.sum()), int((~asked.isnan()).sum())
 
 
 def build_pairs(
@@ -126,7 +108,7 @@ def build_pairs(
     *,
     normalizer: Normalizer,
     scalarization: Scalarization,
-    encode: Callable[[Prompt, Tensor, Tensor | None], TokenIds],
+    encode: Callable[[Prompt, Tensor], TokenIds],
     pairing: str = "scalarize",
     label_temperature: float = 0.0,
 ) -> tuple[PairBatch, PairStatistics]:
@@ -134,14 +116,12 @@ def build_pairs(
 
     Where objectives conflict on a pair, the winner flips from one labeling to the other, the
     weight-blind part of the two gradients cancels, and what depends on the weights remains. (Ours.)
-    Under lower bounds, completions that keep them come first: see `feasible_first`.
 
     Args:
         rollout: B prompts with raw rewards.
         normalizer: Puts objectives on one scale.
         scalarization: `linear` or `chebyshev`.
-        encode: Conditions a raw prompt on weights `[K]` and on lower bounds `[K]` or None, for
-            weights it was not sampled under.
+        encode: Conditions a raw prompt on weights `[K]` that it was not sampled under.
         pairing: `scalarize`, or `per_objective` (G = 2 only): each objective votes for its winner
             with its weight, see `objective_votes`.
         label_temperature: T of `preference_probabilities`, in units of utility; 0 has one winner.
@@ -158,7 +138,6 @@ def build_pairs(
         labels,
         normalizer=normalizer,
         scalarization=scalarization,
-        bounds=rollout.bounds,
     )  # [B, L, G]
     pairings, votes = _pair(pool, labels, utilities, pairing, label_temperature)
     active = torch.stack([p.active for p in pairings])  # [L, B]
@@ -242,14 +221,13 @@ def _prompt_ids(
     row: int,
     index: int,
     labels: Tensor,
-    encode: Callable[[Prompt, Tensor, Tensor | None], TokenIds],
+    encode: Callable[[Prompt, Tensor], TokenIds],
 ) -> TokenIds:
     """The prompt conditioned on the weights of a labeling: as it was sampled, or written anew."""
     first = row * rollout.weights_per_prompt
     if index < rollout.weights_per_prompt:
         return rollout.prompt_ids[first + index]
-    bounds = None if rollout.bounds is None else rollout.bounds[row]
-    return encode(rollout.prompts[first], labels[row, index], bounds)
+    return encode(rollout.prompts[first], labels[row, index])
 
 
 def _statistics(pairings: list[Pairing]) -> PairStatistics:

@@ -8,7 +8,6 @@ weight vectors for labeling, K objectives. By default M = 1, g = 2, N = 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 
 from moodpo.conditioning.instruction import Conditioner
-from moodpo.conditioning.weights import BoundRange, round_bound
 from moodpo.core.seeds import derive_seed
 from moodpo.generation.base import Completion, Generator, SamplingConfig
 from moodpo.generation.tokens import completion_text
@@ -29,31 +27,10 @@ from moodpo.training.samplers import WeightSampler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NUM_COMPLETIONS", "RolloutCollector", "draw_bounds"]
+__all__ = ["NUM_COMPLETIONS", "RolloutCollector"]
 
 NUM_COMPLETIONS = 2  # g by default
 Phase = Callable[[str], AbstractContextManager[None]]
-
-
-def draw_bounds(ranges: Sequence[BoundRange | None], seed: int, probability: float) -> list[float]:
-    """Lower bounds of one prompt.
-
-    Args:
-        ranges: K lowest and highest bounds, None where there is never one.
-        seed: Of the draw.
-        probability: How often each objective has a bound.
-
-    Returns:
-        K bounds, uniform within their range, in the digits that a prompt writes; NaN for none.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(len(ranges), 2, generator=generator, dtype=torch.float64).tolist()
-    return [
-        round_bound(each[0] + place * (each[1] - each[0]), each)
-        if each is not None and chance < probability
-        else math.nan
-        for each, (chance, place) in zip(ranges, draws, strict=True)
-    ]
 
 
 @dataclass(kw_only=True)
@@ -75,8 +52,6 @@ class RolloutCollector:
         weights_per_prompt: M, weight vectors that each prompt is sampled under.
         relabel: `none`, `antithetic` or `fresh`.
         num_relabels: N, further weight vectors to label each prompt under.
-        bound_probability: How often a prompt is sampled under a lower bound of an objective that
-            the conditioner has a range for.
         phase: Called with `generate` or `score`; times and shows the phase.
     """
 
@@ -90,13 +65,11 @@ class RolloutCollector:
     weights_per_prompt: int = 1
     relabel: str = "none"
     num_relabels: int = 1
-    bound_probability: float = 0.5
     phase: Phase = lambda _: nullcontext()
 
-    def encode(self, prompt: Prompt, weights: Tensor, bounds: Tensor | None = None) -> TokenIds:
-        """Token ids of one prompt conditioned on weights `[K]`, and on lower bounds `[K]`."""
-        asked = None if bounds is None else bounds.tolist()
-        return self.conditioner.encode(self.tokenizer, prompt, weights.tolist(), asked)
+    def encode(self, prompt: Prompt, weights: Tensor) -> TokenIds:
+        """Token ids of one prompt conditioned on weights `[K]`."""
+        return self.conditioner.encode(self.tokenizer, prompt, weights.tolist())
 
     def collect(
         self, batch: PromptBatch, *, key: tuple[int | str, ...], first: int = 0
@@ -115,10 +88,8 @@ class RolloutCollector:
         M = self.weights_per_prompt
         sampled, further = self._weights(batch.indices, key, first)  # [B, M, K], [B, N, K] or None
         weights, prompts = sampled.flatten(0, 1), [p for p in batch.prompts for _ in range(M)]
-        bounds = self._bounds(batch.indices, key)  # [B, K] or None
         prompt_ids = [
-            self.encode(prompt, row, None if bounds is None else bounds[i // M])
-            for i, (prompt, row) in enumerate(zip(prompts, weights, strict=True))
+            self.encode(prompt, row) for prompt, row in zip(prompts, weights, strict=True)
         ]
         with self.phase("generate"):
             completions = self._complete(batch, prompt_ids, key)
@@ -137,7 +108,6 @@ class RolloutCollector:
             rewards=rewards,
             weights_per_prompt=M,
             relabel_weights=further,
-            bounds=bounds,
         )
 
     def _complete(
@@ -200,18 +170,6 @@ class RolloutCollector:
             sequence += [drawn(M + number) for number in range(N)]
         stacked = torch.stack(sequence, dim=1)  # [B, M + N, K]
         return stacked[:, :M], stacked[:, M:] if N else None
-
-    def _bounds(self, indices: Sequence[int], key: tuple[int | str, ...]) -> Tensor | None:
-        """The lower bounds of each prompt `[B, K]`, the same under all its weights."""
-        ranges = [self.conditioner.lower_bounds.get(n) for n in self.conditioner.objectives]
-        if not any(ranges):
-            return None
-        rows = [
-            draw_bounds(ranges, derive_seed(*key, "bound", i), self.bound_probability)
-            for i in indices
-        ]
-        # As precise as rewards: one that equals its bound must not fall short by rounding.
-        return torch.tensor(rows, dtype=torch.float32).view(-1, len(ranges))
 
     def _positions(self, indices: Sequence[int], rows: int) -> list[tuple[int, ...]]:
         """What keys the randomness of each row: its prompt's place, and its own among M."""

@@ -80,7 +80,6 @@ from moodpo.training.metrics import MetricStore, PhaseClock, with_deviations
 from moodpo.training.observe import PhaseProgress, append_jsonl, report_samples, sample_rows
 from moodpo.training.pairs import (
     PairStatistics,
-    bounds_kept,
     build_pairs,
 )
 from moodpo.training.paths import (
@@ -247,7 +246,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             weights_per_prompt=args.weights_per_prompt,
             relabel=args.relabel,
             num_relabels=args.num_relabels,
-            bound_probability=args.bound_probability,
             phase=self.clock,
         )
         self.paths, self._reference_paths = self._find_paths()
@@ -355,7 +353,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
                         "rpo_alpha",
                         "concentration",
                         "weight_sampler",
-                        "bound_probability",
                         "relabel",
                         "num_relabels",
                         "num_generations",
@@ -846,9 +843,6 @@ class MOODPOTrainer(Trainer):  # type: ignore[misc]
             # Exact sums: of a constant reward the deviation must come out as 0.
             metrics.add_values(f"objective/{name}/mean", values.double())
             metrics.add_values(f"objective/{name}/square", values.double() ** 2)
-            if rollout.bounds is not None:
-                kept, asked = bounds_kept(rollout, k)
-                metrics.add(f"bounds/{name}/kept", kept, asked)
         metrics.add_values("utility/chosen", pairs.utilities[:, 0])
         metrics.add_values("utility/rejected", pairs.utilities[:, 1])
         for name in ("active", "ties", "duplicates", "undefined"):
