@@ -37,10 +37,10 @@ from moodpo.baselines.members import (
     silenced,
 )
 from moodpo.conditioning.instruction import Conditioner
+from moodpo.conditioning.tokens import encode_conversation
 from moodpo.errors import ConfigError, RewardError
 from moodpo.generation.tokens import padding_token_id
 from moodpo.kernels.fused_lora import fuse_lora
-from moodpo.models.chat_templates import encode_messages
 from moodpo.models.logps import TokenBatch, collate_sequences, completion_logps, head_is_linear
 from moodpo.records import Prompt, RolloutBatch, TokenIds
 from moodpo.rewards.normalize import Normalizer
@@ -135,7 +135,7 @@ def encode_with_scores(
     if turns[0]["role"] == "system":
         text = f"{text}\n\n{turns.pop(0)['content']}"
     messages = [{"role": "system", "content": text}, *turns]
-    return encode_messages(tokenizer, messages, conditioner.chat_template_kwargs)
+    return encode_conversation(tokenizer, messages, conditioner.chat_template_kwargs)
 
 
 class RewardsInContextPolicy(BaselinePolicy):

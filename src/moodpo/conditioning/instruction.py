@@ -1,4 +1,4 @@
-"""Conditioning: weights → the system instruction, and instruction + prompt → token ids.
+"""Instruction: what the system instruction says of weights, and the conversation it stands in.
 
 Weights travel as data, never by reading text back: nothing that a prompt says can change which
 weights are logged, scored or trained. Knows nothing of models or rewards. The order of objectives
@@ -7,17 +7,21 @@ is fixed by the `Conditioner`, which training writes to `moodpo.json`.
 
 from __future__ import annotations
 
-import math
 import string
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import c_float
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moodpo.conditioning.weights import wrong_count
-from moodpo.errors import ConfigError, DataError, WeightsError
-from moodpo.models.chat_templates import encode_messages, read_template_kwargs
+from moodpo.conditioning.tokens import encode_conversation
+from moodpo.conditioning.weights import (
+    MILLION,
+    Millionths,
+    apportion,
+    to_millionths,
+    wrong_count,
+)
+from moodpo.errors import ConfigError, WeightsError
+from moodpo.models.chat_templates import read_template_kwargs
 from moodpo.records import Prompt, TokenIds
 from moodpo.removed import REMOVED
 
@@ -43,22 +47,17 @@ _GRADES = (  # from so many percent on
     (0, "slightly"),
 )
 
-MILLION = 1_000_000  # of what weights are written in: nothing finer changes a text
-
-Millionths = Sequence[int]
-"""Weights in millionths, K or those of the objectives that a part of a text speaks of."""
-
 
 def _decimal(weights: Millionths, names: Sequence[str]) -> str:
     return ", ".join(f"{n} {text}" for n, text in zip(names, _decimals(weights), strict=True))
 
 
 def _percent(weights: Millionths, names: Sequence[str]) -> str:
-    return ", ".join(f"{n} {p}%" for n, p in zip(names, _apportion(weights, 100), strict=True))
+    return ", ".join(f"{n} {p}%" for n, p in zip(names, apportion(weights, 100), strict=True))
 
 
 def _unary(weights: Millionths, names: Sequence[str]) -> str:
-    shares = _apportion(weights, 10)
+    shares = apportion(weights, 10)
     # Spaces keep one token per mark: tokenizers merge runs like "#######" unpredictably.
     bars = [" ".join("#" * p + "-" * (10 - p)) for p in shares]
     return ", ".join(f"{n} [{bar}]" for n, bar in zip(names, bars, strict=True))
@@ -73,7 +72,7 @@ def _grouped(weights: Millionths, sentences: Sequence[str]) -> str:
     # Of two sentences a small model follows the first, whatever their percentages: without groups
     # an even balance reads like three quarters of whatever happens to come first.
     groups: list[list[tuple[int, str]]] = []
-    for share, text in _asked_for(_apportion(weights, 100), sentences, floor=SENTENCE_FLOOR):
+    for share, text in _asked_for(apportion(weights, 100), sentences, floor=SENTENCE_FLOOR):
         if groups and groups[-1][0][0] - share <= GROUP_WIDTH:
             groups[-1].append((share, text))
         else:
@@ -169,7 +168,7 @@ class Conditioner:
         """
         if len(weights) != len(self.objectives):
             raise WeightsError(wrong_count(len(weights), self.objectives))
-        exact = _millionths(weights)
+        exact = to_millionths(weights)
         rendered = self._render(exact)
         if self.template is not None:
             named = dict(zip(self.objectives, _decimals(exact), strict=True))
@@ -224,12 +223,7 @@ class Conditioner:
             DataError: If the chat template refuses the conversation.
         """
         messages = self.messages(prompt, weights)
-        try:
-            return encode_messages(tokenizer, messages, self.chat_template_kwargs)
-        except Exception as error:
-            if (refusal := _refusal(messages, error)) is not None:
-                raise refusal from error
-            raise
+        return encode_conversation(tokenizer, messages, self.chat_template_kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description, for `moodpo.json`."""
@@ -280,59 +274,13 @@ class Conditioner:
         return render(values, texts)
 
 
-def _millionths(weights: Sequence[float]) -> list[int]:
-    """Weights in whole millionths.
-
-    By way of float32, so that a number reads the same before and after a tensor has held it.
-    """
-    if bad := [w for w in weights if not -0.5 / MILLION <= w < math.inf]:
-        raise WeightsError(f"Weights must be finite and at least 0; got {float(bad[0])}.")
-    return [round(c_float(float(w)).value * MILLION) for w in weights]
-
-
-def _apportion(weights: Millionths, units: int) -> list[int]:
-    """Whole shares of `units`, each less than one unit from exact: the largest remainders.
-
-    What remains of the units goes to the largest remainders, among equal ones to the larger
-    weights. Equal weights get equal shares: where the units left do not do for all of them, all
-    are rounded to the nearer share, the half upward, and the sum is not quite `units`. Nothing
-    depends on the order of the weights.
-    """
-    shares = [weight * units // MILLION for weight in weights]
-    left = round(sum(weights) * units / MILLION) - sum(shares)
-    claims = defaultdict(list)  # (remainder, weight): who has them
-    for k, weight in enumerate(weights):
-        claims[weight * units % MILLION, weight].append(k)
-    for (remainder, _), equals in sorted(claims.items(), reverse=True):
-        if left <= 0 or (len(equals) > left and 2 * remainder < MILLION):
-            break
-        for k in equals:
-            shares[k] += 1
-        left -= len(equals)
-    return shares
-
-
 def _decimals(weights: Millionths) -> list[str]:
-    return [f"{share / 100:.2f}" for share in _apportion(weights, 100)]
+    return [f"{share / 100:.2f}" for share in apportion(weights, 100)]
 
 
 def _grade(weight: int, phrase: str) -> str:
     adverb = next(adverb for percent, adverb in _GRADES if 100 * weight >= percent * MILLION)
     return f"{adverb} {phrase}"
-
-
-def _refusal(messages: Sequence[Mapping[str, str]], error: Exception) -> DataError | None:
-    """What to say of a conversation that its chat template refused; None of other errors."""
-    from moodpo._upstream import template_error  # not at the top: it takes long to import
-
-    if not isinstance(error, template_error()):
-        return None
-    said = " ".join(str(error).split()).rstrip(".")
-    roles = ", ".join(turn["role"] for turn in messages)
-    return DataError(
-        f"the policy's chat template refuses the conversation: {said}. Change its turns ({roles}), "
-        "or the template."
-    )
 
 
 def _check_format(weight_format: str) -> None:

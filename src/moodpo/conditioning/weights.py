@@ -1,13 +1,16 @@
-"""Weights: what may be asked of a policy, read from text and checked.
+"""Weights: what may be asked of a policy, read from text, checked, and rounded to be written.
 
-Knows nothing of how weights are written into a prompt. Shapes: K objectives.
+Training, `generate`, `chat`, sweeps and Python all pass here, so that the same numbers are always
+the same text. Knows nothing of words or prompts. Shapes: K objectives.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Collection, Sequence
+from ctypes import c_float
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,14 +18,22 @@ from moodpo.containers import as_number, rows_of, values_by_name, values_in_orde
 from moodpo.errors import WeightsError
 
 __all__ = [
+    "MILLION",
+    "Millionths",
+    "apportion",
     "check_names",
     "parse_weights",
+    "to_millionths",
     "validate_weights",
     "weight_rows",
     "wrong_count",
 ]
 
 SUM_TOLERANCE = 1e-3
+MILLION = 1_000_000  # of what weights are written in: nothing finer changes a text
+
+Millionths = Sequence[int]
+"""Weights in millionths, K or those of the objectives that a part of a text speaks of."""
 
 
 def parse_weights(text: str, objectives: Sequence[str]) -> tuple[float, ...]:
@@ -152,3 +163,38 @@ def wrong_count(given: int, objectives: Sequence[str]) -> str:
         f"objective_weights has {given} entries but there are {len(objectives)} objectives "
         f"({', '.join(objectives)}). Pass one weight per objective, in this order."
     )
+
+
+def to_millionths(weights: Sequence[float]) -> list[int]:
+    """Weights in whole millionths.
+
+    By way of float32, so that a number reads the same before and after a tensor has held it.
+
+    Raises:
+        WeightsError: If one is negative or not finite.
+    """
+    if bad := [w for w in weights if not -0.5 / MILLION <= w < math.inf]:
+        raise WeightsError(f"Weights must be finite and at least 0; got {float(bad[0])}.")
+    return [round(c_float(float(w)).value * MILLION) for w in weights]
+
+
+def apportion(weights: Millionths, units: int) -> list[int]:
+    """Whole shares of `units`, each less than one unit from exact: the largest remainders.
+
+    What remains of the units goes to the largest remainders, among equal ones to the larger
+    weights. Equal weights get equal shares: where the units left do not do for all of them, all
+    are rounded to the nearer share, the half upward, and the sum is not quite `units`. Nothing
+    depends on the order of the weights.
+    """
+    shares = [weight * units // MILLION for weight in weights]
+    left = round(sum(weights) * units / MILLION) - sum(shares)
+    claims = defaultdict(list)  # (remainder, weight): who has them
+    for k, weight in enumerate(weights):
+        claims[weight * units % MILLION, weight].append(k)
+    for (remainder, _), equals in sorted(claims.items(), reverse=True):
+        if left <= 0 or (len(equals) > left and 2 * remainder < MILLION):
+            break
+        for k in equals:
+            shares[k] += 1
+        left -= len(equals)
+    return shares
