@@ -28,10 +28,6 @@ to all of the true front, in rewards; the optimum's own is above 0, for it has o
 `utility`: how much of its own best utility each weight vector obtains, averaged over single
 answers; 0 is pure waste, 1 is the best answer every time. `steerability`: rank correlation within
 prompts. The rows `untrained` and `optimum` say where each scale begins and ends.
-
-**Bounds.** A setting with `lower_bounds` is asked, too, under weights times bounds (`BOUNDS`) that
-an attainable completion keeps with slack, and without the bound. `binding` are the pairs whose
-asked answer would not keep the bound by its weights alone: there the bound has something to do.
 """
 
 from __future__ import annotations
@@ -75,7 +71,6 @@ from transformers import (
 from transformers.utils import logging
 
 from moodpo.conditioning.instruction import Conditioner
-from moodpo.conditioning.weights import parse_bound_ranges
 from moodpo.core.scalarization import Scalarization
 from moodpo.core.simplex import simplex_lattice
 from moodpo.evaluation.plan import prompt_seeds
@@ -97,7 +92,6 @@ LEVELS = {2: 11, 3: 11, 5: 6}  # of each weight in a sweep: 11, 66 and 126 weigh
 GENERATED_AT_ONCE = 512
 CURVE_POINTS = 8
 MEASURES = {"hypervolume": "↑", "IGD+": "↓", "utility": "↑", "steerability": "↑"}
-BOUNDS = (-0.8, -0.65, -0.5, -0.35, -0.2)  # of the first objective; 0, its ideal, is attainable
 QUICK = {"problems": ["convex-2"], "settings": ["antithetic"], "seeds": [0], "steps": 24}
 
 
@@ -233,19 +227,12 @@ class Judge:
 # ---- Policies ----
 
 
-def make_tokenizer(*, digits: bool = False) -> PreTrainedTokenizerFast:
-    """One token per letter, bar mark and name; whatever else an instruction holds is left out.
-
-    Args:
-        digits: Reads numbers, too, digit by digit, as bounds are written.
-    """
-    alphabet = f"{LETTERS}{NAMES}{PROMPT}{'0123456789.' if digits else ''}:#-"
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per letter, bar mark and name; whatever else an instruction holds is left out."""
+    alphabet = f"{LETTERS}{NAMES}{PROMPT}:#-"
     special = ("<pad>", "<end>")
     core = Tokenizer(models.WordLevel({t: i for i, t in enumerate((*special, *alphabet))}))
-    core.normalizer = normalizers.Sequence(
-        # Words that hold letters of answers go whole.
-        [normalizers.Replace(Regex(f"Keep|at least|[^{alphabet}]"), "")]
-    )
+    core.normalizer = normalizers.Replace(Regex(f"[^{alphabet}]"), "")
     core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
@@ -258,15 +245,13 @@ def make_tokenizer(*, digits: bool = False) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_model(
-    *, seed: int, hidden_size: int = 64, num_layers: int = 2, digits: bool = False
-) -> LlamaForCausalLM:
+def make_model(*, seed: int, hidden_size: int = 64, num_layers: int = 2) -> LlamaForCausalLM:
     """A random Llama of a hundred thousand weights, whose next token is nearly uniform."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=len(make_tokenizer(digits=digits)),
+                vocab_size=len(make_tokenizer()),
                 hidden_size=hidden_size,
                 intermediate_size=2 * hidden_size,
                 num_hidden_layers=num_layers,
@@ -281,13 +266,10 @@ def make_model(
         ).eval()
 
 
-def make_conditioner(problem: Problem, setting: Mapping[str, Any] | None = None) -> Conditioner:
+def make_conditioner(problem: Problem) -> Conditioner:
     """Bars: a tiny model learns to read them from scratch, and numbers not."""
     names = tuple(NAMES[: problem.num_objectives])
-    ranges = parse_bound_ranges((setting or {}).get("lower_bounds", ()))
-    return Conditioner(
-        objectives=names, weight_format="unary", template="{weights}", lower_bounds=ranges
-    )
+    return Conditioner(objectives=names, weight_format="unary", template="{weights}")
 
 
 def answer_rewards(problem: Problem, policy: SteerablePolicy, *, samples: int) -> FloatArray:
@@ -301,36 +283,6 @@ def answer_rewards(problem: Problem, policy: SteerablePolicy, *, samples: int) -
     )
     texts = [answer.text for answer in answers]
     return problem.true_rewards(texts).reshape(W, samples, K)
-
-
-def measure_bounds(problem: Problem, policy: SteerablePolicy, *, samples: int) -> dict[str, float]:
-    """How often answers keep a lower bound of the first objective, as shares.
-
-    `kept` when asked to, `by chance` of the same policy without the bound, and the same two of the
-    binding pairs of weights and bound; `utility`, of the best that keeps the bound.
-    """
-    free = answer_rewards(problem, policy, samples=samples)  # [W, M, K]
-    best, worst = problem.utilities(problem.attainable), problem.utilities(problem.waste)[:, 0]
-    found: dict[str, list[FloatArray]] = {}
-    for bound in BOUNDS:
-        bounded = bool(policy.conditioner.lower_bounds)
-        asked = policy.bounded_by({NAMES[0]: bound}) if bounded else policy
-        rewards = answer_rewards(problem, asked, samples=samples)
-        kept, chance = (answers[..., 0] >= bound - 1e-9 for answers in (rewards, free))
-        allowed = problem.attainable[:, 0] >= bound
-        binding = problem.optimum()[:, 0] < bound
-        top = best[:, allowed].max(axis=1)
-        share = (problem.utilities(rewards) - worst[:, None]) / (top - worst)[:, None]
-        for name, values in (
-            ("kept", kept),
-            ("by chance", chance),
-            ("binding kept", kept[binding]),
-            ("binding by chance", chance[binding]),
-            ("binding utility", share[binding]),
-        ):
-            found.setdefault(name, []).append(values.astype(float).ravel())
-        found[f"binding kept at {bound:g}"] = [kept[binding].astype(float).ravel()]
-    return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
 
 
 # ---- Settings ----
@@ -355,9 +307,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "relabel": "none",
         "scalarization": "chebyshev",
     },
-    "bounded": {"lower_bounds": ["A=-0.9:-0.1"]},
-    "bounded-best-of-4": {"lower_bounds": ["A=-0.9:-0.1"], "num_generations": 4},
-    "unbounded": {"lower_bounds": []},
 }
 """What differs from `BASE`, which relabels antithetically, as the defaults do. All settings sample
 as many completions: more of a prompt make the batch smaller. A function makes an argument of the
@@ -388,7 +337,7 @@ def make_trainer(
     config = {name: value for name, value in setting.items() if not callable(value)}
     extra = {name: make(problem) for name, make in setting.items() if callable(make)}
     trainer = MOODPOTrainer(
-        make_model(seed=seed, digits="lower_bounds" in setting),
+        make_model(seed=seed),
         reward_funcs=judge.rewards(),
         args=MOODPOConfig(
             output_dir=folder,
@@ -406,8 +355,8 @@ def make_trainer(
             **{**BASE, **config},
         ),
         train_dataset=Dataset.from_dict({"prompt": [PROMPT] * max(64, args.batch_size)}),
-        processing_class=make_tokenizer(digits="lower_bounds" in setting),
-        conditioner=make_conditioner(problem, setting),
+        processing_class=make_tokenizer(),
+        conditioner=make_conditioner(problem),
         **extra,
     )
     trainer.remove_callback(PrinterCallback)
@@ -439,9 +388,10 @@ def run(
     judge = Judge(problem, seed=seed)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        setting = SETTINGS[setting_name]
-        trainer = make_trainer(problem, setting, judge, args, seed=seed, folder=folder)
-        policy = steerable(trainer.model, problem, trainer.collector.sampling, setting)
+        trainer = make_trainer(
+            problem, SETTINGS[setting_name], judge, args, seed=seed, folder=folder
+        )
+        policy = steerable(trainer.model, problem, trainer.collector.sampling)
 
         def measure() -> dict[str, float]:
             rewards = answer_rewards(problem, policy, samples=args.samples)
@@ -451,8 +401,6 @@ def run(
         watch = Watch(measure, every)
         trainer.add_callback(watch)
         trainer.train()
-    bounds = "lower_bounds" in setting
-    kept = measure_bounds(problem, policy, samples=args.samples) if bounds else {}
     seconds = time.process_time() - started
     gc.collect()  # a trainer and its model hold on to each other
     return {
@@ -461,7 +409,6 @@ def run(
         "seed": seed,
         "seconds": seconds,
         **watch.curve[-1],
-        "bounds": kept,
         "curve": watch.curve,
     }
 
@@ -470,12 +417,11 @@ def steerable(
     model: Any,
     problem: Problem,
     sampling: SamplingConfig = SAMPLING,
-    setting: Mapping[str, Any] | None = None,
 ) -> SteerablePolicy:
     return SteerablePolicy(
         model,
-        make_tokenizer(digits="lower_bounds" in (setting or {})),
-        make_conditioner(problem, setting),
+        make_tokenizer(),
+        make_conditioner(problem),
         sampling=sampling,
         generation_batch_size=GENERATED_AT_ONCE,
     )
@@ -549,13 +495,6 @@ def curve_rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-def bound_rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [
-        [problem, setting, *(spread([r["bounds"][n] for r in group]) for n in group[0]["bounds"])]
-        for (problem, setting), group in grouped(records).items()
-    ]
-
-
 # ---- Command line ----
 
 
@@ -605,9 +544,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.curve:
         trained = [record for record in records if record["curve"]]
         report("During training", header, curve_rows(trained))
-    if bounded := [record for record in records if record.get("bounds")]:
-        named = [f"{name} ↑" for name in bounded[0]["bounds"]]
-        report("Lower bounds", ("problem", "setting", *named), bound_rows(bounded))
     save(args.save, {"laboratory": records, "arguments": vars(args)}, threads=args.threads)
 
 

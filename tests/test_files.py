@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from evaluation.tiny_results import steered, tiny_result
 from moodpo.baselines.record import BaselineRecord
 from moodpo.cli.outputs import write_sweep
-from moodpo.data.prompts import write_csv
+from moodpo.data.csv import write_csv
 from moodpo.evaluation.comparison import compare
 from moodpo.evaluation.journal import ScoredAnswer, SweepJournal
 from moodpo.evaluation.report.comparison import write_comparison

@@ -498,46 +498,9 @@ def get_peft_model_from(adapter):
     return PeftModel.from_pretrained(tiny_model(), adapter)
 
 
-BOUNDED = replace(CONDITIONER, lower_bounds={"detail": (0.1, 0.5)})
-
-
-@pytest.fixture
-def bounded(policy):
-    return policy.written_by(BOUNDED)
-
-
-def test_lower_bounds_are_written_into_the_prompt(bounded):
-    asked = bounded.generate(PROMPTS, HALF, lower_bounds={"detail": 0.3})
-    held = bounded.bounded_by({"detail": 0.3})
-    assert held.generate(PROMPTS, HALF) == asked
-    assert held.lower_bounds == held.describe()["lower_bounds"] == {"detail": 0.3}
-    assert asked != bounded.generate(PROMPTS, HALF)
-    # No bounds asked for: those of the policy go, and the rest is as it was.
-    assert held.generate(PROMPTS, HALF, lower_bounds={}) == bounded.generate(PROMPTS, HALF)
-    assert "lower_bounds" not in bounded.describe()
-
-
-def test_the_base_model_is_asked_for_the_same_bounds(bounded):
-    held = bounded.bounded_by({"detail": 0.3})
-    assert held.base_policy().lower_bounds == {"detail": 0.3}
-    assert bounded.base_policy().lower_bounds == {}
-    answers = [written(text) for text in "abc"]
-    likelihoods = [p.kl_to_reference(PROMPTS, EVEN, answers) for p in (held, bounded)]
-    assert likelihoods[0] != likelihoods[1]
-
-
-def test_bounds_that_training_had_not_are_refused(policy, bounded):
-    with pytest.raises(WeightsError, match="trained with bounds on none"):
-        policy.generate("Hello", HALF, lower_bounds={"detail": 0.3})
-    with pytest.raises(WeightsError, match="only on detail"):
-        bounded.bounded_by({"brevity": 0.3})
-
-
-def test_bounds_stay_with_their_objectives_when_the_order_changes(bounded):
-    held = bounded.bounded_by({"detail": 0.3})
-    backwards = held.written_by(replace(BOUNDED, objectives=("detail", "brevity")))
-    assert backwards.lower_bounds == {"detail": 0.3}
-    assert backwards.base_policy().lower_bounds == {"detail": 0.3}
+def test_the_base_model_is_asked_as_the_policy_is(policy):
+    assert policy.base_policy().objectives == ("brevity", "detail")
+    backwards = policy.written_by(replace(CONDITIONER, objectives=("detail", "brevity")))
     assert backwards.base_policy().objectives == ("detail", "brevity")
 
 

@@ -8,7 +8,6 @@ objectives.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moodpo.conditioning.instruction import Conditioner
-from moodpo.conditioning.weights import validate_bounds, weight_rows
+from moodpo.conditioning.weights import weight_rows
 from moodpo.core.seeds import derive_seed
 from moodpo.core.tokens import collate_sequences
 from moodpo.data.messages import as_prompts
@@ -63,7 +62,6 @@ class SteerablePolicy:
         info: What identifies the policy: name, path, kind, lineage.
         dtype: Half precision to compute in, where the weights are not all of it already.
         base: Path or id of the model before training, for `base_policy`.
-        lower_bounds: What `sample` asks every objective to reach, by name, in raw reward.
         adapters: Which of the model's adapters answer; the model as it is when None.
         generator: Samples from the model; one of its own when None.
     """
@@ -79,7 +77,6 @@ class SteerablePolicy:
         info: Mapping[str, Any] | None = None,
         dtype: torch.dtype | None = None,
         base: str | None = None,
-        lower_bounds: Mapping[str, float] | None = None,
         adapters: AdapterChoice | None = None,
         generator: HFGenerator | None = None,
     ) -> None:
@@ -89,7 +86,6 @@ class SteerablePolicy:
         self.sampling = sampling
         self._info = dict(info or {})
         self._base = base
-        self._bounds = validate_bounds(lower_bounds, self.objectives, conditioner.lower_bounds)
         self.adapters: AdapterChoice = adapters or AsLoaded()
         self.generator = generator or HFGenerator(
             model,
@@ -153,32 +149,11 @@ class SteerablePolicy:
         """Names of the objectives, in the order of every weight vector."""
         return self.conditioner.objectives
 
-    @property
-    def lower_bounds(self) -> dict[str, float]:
-        """What every answer is asked to reach, by name, in raw reward."""
-        named = zip(self.objectives, self._bounds, strict=True)
-        return {name: bound for name, bound in named if not math.isnan(bound)}
-
-    def bounded_by(self, lower_bounds: Mapping[str, float]) -> SteerablePolicy:
-        """The same model, asked to reach lower bounds first, whatever the weights.
-
-        Args:
-            lower_bounds: Raw reward by name; of objectives that training had bounds on.
-
-        Returns:
-            A policy that shares this one's weights.
-
-        Raises:
-            WeightsError: If the policy was trained without them.
-        """
-        return self._view(lower_bounds=lower_bounds)
-
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         objective_weights: ObjectiveWeights,
         *,
-        lower_bounds: Mapping[str, float] | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -193,8 +168,6 @@ class SteerablePolicy:
                 user, or N texts and conversations.
             objective_weights: By name (missing names weigh 0), K values, or `[N, K]`: one row per
                 prompt. A Series or table is read by its labels. Normalized to sum to 1.
-            lower_bounds: What objectives must reach, by name, in raw reward; as the policy was
-                made when None. Only of objectives that it was trained with bounds on.
             max_new_tokens: Longest answer in tokens; as in training when None.
             temperature: 0 is greedy; as in training when None.
             top_p: Nucleus mass; as in training when None.
@@ -205,14 +178,12 @@ class SteerablePolicy:
 
         Raises:
             DataError: If something else was passed as prompts, or one holds no text.
-            WeightsError: If the weights do not fit the objectives or the prompts, or the bounds
-                not the training.
+            WeightsError: If the weights do not fit the objectives or the prompts.
         """
-        policy = self if lower_bounds is None else self.bounded_by(lower_bounds)
         asked = as_prompts(prompts)
         rows = weight_rows(objective_weights, self.objectives, count=len(asked))
         changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        answers = policy.sample(
+        answers = self.sample(
             asked,
             torch.tensor(rows, dtype=torch.float64).reshape(len(asked), len(self.objectives)),
             seeds=[derive_seed(seed, "answer", _key(prompt)) for prompt in asked],
@@ -244,7 +215,7 @@ class SteerablePolicy:
             N answers, with the tokens that were sampled.
         """
         ids = [
-            self.conditioner.encode(self.tokenizer, prompt, row, self._bounds)
+            self.conditioner.encode(self.tokenizer, prompt, row)
             for prompt, row in zip(prompts, weights.tolist(), strict=True)
         ]
         answers = [Answer("")] * len(ids)
@@ -346,7 +317,7 @@ class SteerablePolicy:
     ) -> Tensor:
         """Log-probabilities `[n]` of what one forward pass takes, none of it empty."""
         conditioned = [
-            self.conditioner.encode(self.tokenizer, prompt, row, self._bounds)
+            self.conditioner.encode(self.tokenizer, prompt, row)
             for prompt, row in zip(prompts, weights.tolist(), strict=True)
         ]
         pad = self.generator.pad_token_id
@@ -362,8 +333,7 @@ class SteerablePolicy:
 
     def describe(self) -> dict[str, Any]:
         """Name, path, kind, lineage and a hash of the weights."""
-        described = {**self._info, "sha256": self._hash()}
-        return {**described, "lower_bounds": bounds} if (bounds := self.lower_bounds) else described
+        return {**self._info, "sha256": self._hash()}
 
     def written_by(self, conditioner: Conditioner) -> SteerablePolicy:
         """The same model, asked in another way.
@@ -394,7 +364,6 @@ class SteerablePolicy:
             "sampling": self.sampling,
             "info": self._info,
             "base": self._base,
-            "lower_bounds": self.lower_bounds,
             "adapters": self.adapters,
             "generator": self.generator,
         }
@@ -436,7 +405,7 @@ class SteerablePolicy:
             generation_batch_size=self.generator.generation_batch_size,
         )
         named = {**stored._info, "name": "base model", "kind": "base"}
-        return stored._view(info=named, lower_bounds=self.lower_bounds)
+        return stored._view(info=named)
 
     @cached_property
     def _linear_head(self) -> bool:

@@ -88,7 +88,6 @@ class RolloutBatch:
     completions: Sequence[tuple[tuple[Completion, ...], ...]]  # B x M x g
     texts: Sequence[tuple[tuple[str, ...], ...]]  # B x M x g, special tokens removed
     rewards: Tensor  # [B, M, g, K] raw scores, NaN where a scorer gave none
-    bounds: Tensor | None = None  # [B, K] lower bounds in raw reward, NaN where there is none
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -25,6 +25,10 @@ REMOVED: Mapping[str, str] = {
     "async_rollout_device": "It went with async_rollouts. Leave it out.",
     "signed_objectives": "No language model was ever trained with negative weights. To ask for "
     "less of an objective, add one that pulls the other way, as brevity does of detail.",
+    "lower_bounds": "In the laboratory a policy kept a bound that its weights alone would not keep "
+    "in less than half of its answers. Raise the objective's weight; moodpo evaluate reports from "
+    "which weight on answers reach what you need.",
+    "bound_probability": "It went with lower_bounds. Raise an objective's weight instead.",
     "weight_sampler": "Weights are drawn from a Dirichlet: corners, stratified and front steered "
     "no further. Set concentration; in Python pass MOODPOTrainer(weight_sampler=your_function).",
     "corner_probability": "It went with weight_sampler=corners. A concentration below 1 favors "

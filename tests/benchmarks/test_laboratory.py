@@ -237,16 +237,3 @@ def test_the_command_prints_a_table_and_saves_the_records(tmp_path, capsys):
         "antithetic",
         "antithetic",
     ]
-
-
-def test_a_policy_that_reads_bounds_is_asked_with_and_without_them():
-    sizes = argparse.Namespace(steps=1, batch_size=8, samples=2, curve=False)
-    result = laboratory.run("convex-2", "bounded", 0, sizes)
-    assert set(result["bounds"]) >= {"kept", "by chance", "binding kept", "binding utility"}
-    assert all(0 <= share <= 1.5 for share in result["bounds"].values())
-    tokenizer = laboratory.make_tokenizer(digits=True)
-    setting = laboratory.SETTINGS["bounded"]
-    conditioner = laboratory.make_conditioner(PROBLEMS["convex-2"], setting)
-    ids = conditioner.encode(tokenizer, laboratory.PROMPT, [0.3, 0.7], [-0.347, float("nan")])
-    said = "".join(tokenizer.convert_ids_to_tokens(ids))
-    assert said == "A###-------B#######---A-0.347.?:"

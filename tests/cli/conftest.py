@@ -69,12 +69,3 @@ def trained(tmp_path_factory: pytest.TempPathFactory, train_flags: tuple[str, ..
     folder = tmp_path_factory.mktemp("runs") / "trained"
     assert main(["train", *train_flags, "--output_dir", str(folder)]) == 0
     return folder
-
-
-@pytest.fixture(scope="session")
-def bounded(tmp_path_factory: pytest.TempPathFactory, train_flags: tuple[str, ...]) -> Path:
-    """A run with lower bounds of one objective."""
-    folder = tmp_path_factory.mktemp("runs") / "bounded"
-    flags = ["--lower_bounds", "detail=0.1:0.5"]
-    assert main(["train", *train_flags, *flags, "--output_dir", str(folder)]) == 0
-    return folder

@@ -13,7 +13,6 @@ class Echo:
     """Answers with what it was asked."""
 
     objectives = ("brevity", "detail")
-    lower_bounds: dict = {}  # noqa: RUF012
 
     def __init__(self):
         self.asked = []
@@ -112,17 +111,3 @@ def test_a_plain_model_needs_objectives(run, policy, monkeypatch):
     outcome = run("chat", policy, "--objectives", "a", "b")
     assert outcome.code == 0
     assert "weights: a=0.5, b=0.5" in outcome.err
-
-
-def test_bounds_change_and_are_shown(run, bounded, monkeypatch):
-    lines = "/bounds detail=0.3\nHello\n/bounds brevity=1\n/bounds\n"
-    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-    outcome = run("chat", bounded, "--weights", "brevity=0.5,detail=0.5", "--max_new_tokens", 4)
-    assert outcome.code == 0
-    shown = [line for line in outcome.err.splitlines() if line.startswith("weights:")]
-    assert shown == [
-        "weights: brevity=0.5, detail=0.5",
-        "weights: brevity=0.5, detail=0.5; detail at least 0.3",
-        "weights: brevity=0.5, detail=0.5",
-    ]
-    assert "only on detail" in outcome.err

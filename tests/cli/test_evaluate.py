@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from moodpo.cli.evaluate import _folder, _parser, bounds_lines, parse_thresholds
+from moodpo.cli.evaluate import _folder, _parser, parse_thresholds
 from moodpo.errors import ConfigError
 
 
@@ -179,33 +177,3 @@ def test_a_saved_baseline_is_a_policy_like_any_other(run, trained, policy, flags
     folders = [tmp_path / "prompting" / "results.json", tmp_path / trained.name / "results.json"]
     outcome = run("compare", *folders, "--output_dir", tmp_path / "both")
     assert outcome.code == 0, outcome.err
-
-
-def test_a_sweep_says_how_often_a_bound_was_kept(run, bounded, flags, tmp_path):
-    more = ["--num_prompts", 2, "--output_dir", tmp_path, "--lower_bounds", "detail=0.3"]
-    outcome = run("evaluate", bounded, *flags, *more)
-    assert outcome.code == 0, outcome.err
-    found = results(tmp_path)
-    assert found["weights"] == [[0, 1], [0.5, 0.5], [1, 0]]
-    assert found["policy"]["lower_bounds"] == {"detail": 0.3}
-    assert "detail at least 0.3: " in outcome.err
-    assert "of base model's" in outcome.err
-
-
-def test_how_often_bounds_were_kept_by_hand():
-    result = SimpleNamespace(
-        objectives=("a", "b"),
-        policy={"lower_bounds": {"b": 0.5}},
-        rewards=np.array([[[0.0, 1.0], [0.5, 0.2]]]),  # [W, N, K]
-        baseline=None,
-    )
-    assert bounds_lines(result) == ["b at least 0.5: 50% of answers keep it"]
-    result.baseline = SimpleNamespace(name="base", rewards=np.array([[[0.0, 0.1], [0.5, 0.2]]]))
-    assert bounds_lines(result) == ["b at least 0.5: 50% of answers keep it, 0% of base's"]
-
-
-@pytest.mark.parametrize("value", ["brevity=1", "detail=x"])
-def test_bounds_are_refused_before_the_sweep(run, bounded, flags, value):
-    outcome = run("evaluate", bounded, *flags, "--lower_bounds", value)
-    assert outcome.code == 2
-    assert "lower bound" in outcome.err

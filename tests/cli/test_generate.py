@@ -109,35 +109,3 @@ def test_no_such_policy(run, name):
 
 def test_names_in_weights():
     assert objectives_in(["a=1,b=2", " c = 3 ,a=0", ""]) == ("a", "b", "c")
-
-
-def test_bounds_of_a_policy_that_knows_them(run, bounded):
-    weights = ["--weights", "brevity=0.4,detail=0.6", *SHORT]
-    outcome = run("generate", bounded, *weights, "--lower_bounds", "detail=0.3", "Hello")
-    assert outcome.code == 0, outcome.err
-    policy = SteerablePolicy.from_pretrained(bounded)
-    (expected,) = policy.generate(
-        "Hello", [0.4, 0.6], lower_bounds={"detail": 0.3}, max_new_tokens=6
-    )
-    assert outcome.out == expected.strip() + "\n"
-
-
-@pytest.mark.parametrize(
-    ("bounds", "message"),
-    [
-        ("brevity=0.3", "only on detail"),
-        ("detail", "NAME=LOW:HIGH"),
-        ("humor=1", "Unknown objective 'humor'"),
-    ],
-)
-def test_bounds_are_refused_before_anything_loads(run, bounded, bounds, message, monkeypatch):
-    monkeypatch.setattr(SteerablePolicy, "from_pretrained", None)
-    outcome = run("generate", bounded, "--weights", WEIGHTS, "--lower_bounds", bounds, "Hello")
-    assert outcome.code == 2
-    assert message in outcome.err
-
-
-def test_a_policy_without_bounds_says_so(run, trained):
-    outcome = run("generate", trained, "--weights", WEIGHTS, "--lower_bounds", "detail=1", "Hello")
-    assert outcome.code == 2
-    assert "trained with bounds on none" in outcome.err

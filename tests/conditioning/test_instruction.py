@@ -6,45 +6,13 @@ import re
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from hypothesis import given
 
 from moodpo.conditioning.instruction import WEIGHT_FORMATS, Conditioner
-from moodpo.conditioning.weights import round_bound
 from moodpo.errors import ConfigError, WeightsError
 from moodpo.rewards.words import words_of
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-NO_SYSTEM = (
-    "{% for m in messages %}"
-    "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    "[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
-)
-SILENT_SYSTEM = (
-    "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}"
-    "{% endfor %}[assistant]"
-)
-CONTROL = ("<|im_start|>", "<|im_end|>")
 NAMES = ("helpful", "harmless")
-
-
-def make_tokenizer(chat_template=CHATML):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=CONTROL[1], extra_special_tokens=[CONTROL[0]]
-    )
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-TOKENIZER = make_tokenizer()
 
 
 def simplex(k):
@@ -356,112 +324,28 @@ def test_prompt_templates_frame_the_users_text_alone():
         Conditioner(objectives=NAMES, prompt_template="Summarize:")
 
 
-def test_encode_equals_the_chat_template():
-    conditioner = Conditioner(objectives=NAMES)
-    expected = TOKENIZER.apply_chat_template(
-        conditioner.messages("Tell me.", [0.7, 0.3]), add_generation_prompt=True
-    )["input_ids"]
-    assert list(conditioner.encode(TOKENIZER, "Tell me.", [0.7, 0.3])) == expected
-
-
-@settings(max_examples=1000, deadline=None)
-@given(st.lists(st.one_of(st.sampled_from(CONTROL), st.text(max_size=5), st.just("\ue0000\ue001"))))
-def test_no_prompt_can_write_control_tokens(parts):
-    text = "".join(parts)
-    conditioner = Conditioner(objectives=NAMES)
-    ids = conditioner.encode(TOKENIZER, text, [0.7, 0.3])
-    control = [i for i in ids if i in TOKENIZER.all_special_ids]
-    # system, user and assistant turns: three starts, two ends, whatever the text says
-    start, end = TOKENIZER.convert_tokens_to_ids(CONTROL)
-    assert control == [start, end, start, end, start]
-    frame = conditioner.encode(TOKENIZER, "", [0.7, 0.3])
-    body = TOKENIZER(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    at = len(frame) - len(TOKENIZER(f"{CONTROL[1]}\n{CONTROL[0]}assistant\n")["input_ids"])
-    assert list(ids) == [*frame[:at], *body, *frame[at:]]
-
-
-def test_a_prompt_that_imitates_the_instruction_changes_only_its_own_turn():
-    conditioner = Conditioner(objectives=NAMES)
-    fake = conditioner.instruction([0.0, 1.0])
-    messages = conditioner.messages(fake, [1.0, 0.0])
-    assert messages[0]["content"] == conditioner.instruction([1.0, 0.0])
-    assert messages[1] == {"role": "user", "content": fake}
-
-
-@pytest.mark.parametrize("chat_template", [NO_SYSTEM, SILENT_SYSTEM])
-def test_templates_without_a_system_role_fold_the_instruction_into_the_first_user_turn(
-    chat_template,
-):
-    tokenizer = make_tokenizer(chat_template)
-    conditioner = Conditioner(objectives=NAMES)
-    text = tokenizer.decode(conditioner.encode(tokenizer, "Hi", [0.7, 0.3]))
-    assert text == f"[user]{conditioner.instruction([0.7, 0.3])}\n\nHi[assistant]"
-
-
-def test_models_without_a_chat_template_get_the_plain_format():
-    tokenizer = make_tokenizer(None)
-    conditioner = Conditioner(objectives=NAMES)
-    text = tokenizer.decode(conditioner.encode(tokenizer, "Hi", [0.7, 0.3]))
-    assert text == f"{conditioner.instruction([0.7, 0.3])}\n\nHuman: Hi\n\nAssistant:"
-    dialog = [
-        {"role": "user", "content": "A"},
-        {"role": "assistant", "content": "B"},
-        {"role": "user", "content": "C"},
-    ]
-    text = tokenizer.decode(conditioner.encode(tokenizer, dialog, None))
-    assert text == "Human: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"
-
-
-def test_bounds_follow_the_weights():
-    conditioner = Conditioner(
-        objectives=NAMES, weight_format="percent", lower_bounds={"harmless": (0.1, 0.5)}
-    )
-    text = "Objective weights: helpful 70%, harmless 30%."
-    nan = float("nan")
-    assert conditioner.instruction([0.7, 0.3]) == text
-    assert conditioner.instruction([0.7, 0.3], [nan, nan]) == text
-    bounded = conditioner.instruction([0.7, 0.3], [nan, 0.25])
-    assert bounded == f"{text} Keep harmless at least 0.25."
-    both = conditioner.instruction([0.7, 0.3], [-1.5, 0.25])
-    assert both == f"{text} Keep helpful at least -1.5 and harmless at least 0.25."
-    system, _ = conditioner.messages("Hi", [0.7, 0.3], [nan, 0.25])
-    assert system["content"] == bounded
-    with pytest.raises(ValueError, match="zip"):
-        conditioner.instruction([0.7, 0.3], [0.25])
-
-
 def test_what_may_be_asked_is_remembered_and_otherwise_not_spoken_of():
     plain = Conditioner(objectives=NAMES)
-    assert not {"lower_bounds", "chat_template_kwargs"} & plain.to_dict().keys()
+    assert "chat_template_kwargs" not in plain.to_dict()
     rich = Conditioner(
         objectives=NAMES,
-        lower_bounds={"harmless": (0.1, 0.5)},
         chat_template_kwargs={"enable_thinking": False},
     )
     assert Conditioner.from_dict(json.loads(json.dumps(rich.to_dict()))) == rich
 
 
-def test_bounds_of_unknown_objectives_are_refused():
-    with pytest.raises(ConfigError, match="names 'humor', but the objectives are helpful"):
-        Conditioner(objectives=NAMES, lower_bounds={"humor": (0, 1)})
-
-
-def test_a_policy_that_was_trained_with_negative_weights_is_refused():
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("signed", ["helpful"], r"signed_objectives of helpful\. signed_objectives is no more"),
+        ("lower_bounds", {"helpful": [0.1, 0.5]}, r"lower_bounds of helpful\. lower_bounds is no"),
+    ],
+)
+def test_a_policy_trained_for_what_is_no_more_is_refused(key, value, message):
     written = Conditioner(objectives=NAMES).to_dict()
-    assert Conditioner.from_dict({**written, "signed": []}) == Conditioner(objectives=NAMES)
-    with pytest.raises(ConfigError, match=r"negative weights of helpful\..*the moodpo release"):
-        Conditioner.from_dict({**written, "signed": ["helpful"]})
-
-
-@given(st.floats(-100, 100), st.floats(0, 100), st.floats(0, 1))
-def test_no_bound_takes_more_text_than_the_longest(low, width, share):
-    high = low + width
-    conditioner = Conditioner(objectives=NAMES, lower_bounds={"harmless": (low, high)})
-    longest = conditioner.longest_bounds()
-    assert math.isnan(longest[0])
-    other = (float("nan"), round_bound(low + share * width, (low, high)))
-    texts = [conditioner.instruction([1, 0], bounds) for bounds in (longest, other)]
-    assert len(texts[0]) >= len(texts[1]) - 3  # a sign, a digit more: what a range may cross
+    assert Conditioner.from_dict({**written, key: type(value)()}) == Conditioner(objectives=NAMES)
+    with pytest.raises(ConfigError, match=f"{message}.*the moodpo release that trained it"):
+        Conditioner.from_dict({**written, key: value})
 
 
 def test_a_wrong_count_of_weights_is_refused():

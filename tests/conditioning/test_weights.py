@@ -1,4 +1,3 @@
-import math
 import warnings
 
 import hypothesis.strategies as st
@@ -6,17 +5,12 @@ import pytest
 from hypothesis import given
 
 from moodpo.conditioning.weights import (
-    parse_bound_ranges,
-    parse_bounds,
     parse_weights,
-    round_bound,
-    validate_bounds,
     validate_weights,
 )
-from moodpo.errors import ConfigError, WeightsError
+from moodpo.errors import WeightsError
 
 NAMES = ("helpful", "harmless")
-RANGES = {"harmless": (0.1, 0.5)}
 
 
 def test_parse_weights():
@@ -59,78 +53,3 @@ def test_weights_sum_to_one_and_keep_their_proportions(weights):
         found = validate_weights(weights, NAMES)
     assert sum(found) == pytest.approx(1)
     assert found[0] * weights[1] == pytest.approx(found[1] * weights[0])
-
-
-def test_bound_ranges_by_hand():
-    assert parse_bound_ranges(["harmless=0.1:0.5", "helpful=-2"]) == {
-        "harmless": (0.1, 0.5),
-        "helpful": (-2.0, -2.0),
-    }
-    assert parse_bound_ranges([]) == {}
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["harmless"], "NAME=LOW:HIGH"),
-        (["harmless=x"], "NAME=LOW:HIGH"),
-        (["harmless=0.5:0.1"], "NAME=LOW:HIGH"),
-        (["harmless=inf"], "NAME=LOW:HIGH"),
-        (["=0.5"], "NAME=LOW:HIGH"),
-        (["harmless=0.1", "harmless=0.2"], "twice"),
-    ],
-)
-def test_bound_ranges_that_cannot_be_read(given, message):
-    with pytest.raises(ConfigError, match=message):
-        parse_bound_ranges(given)
-
-
-def test_bounds_are_those_that_the_policy_knows():
-    assert parse_bounds("harmless=0.3", NAMES, RANGES) == {"harmless": 0.3}
-    assert parse_bounds("", NAMES, {}) == {}
-    helpful, harmless = validate_bounds({"harmless": 0.123456}, NAMES, RANGES)
-    assert math.isnan(helpful)
-    assert harmless == 0.123
-    with pytest.warns(UserWarning, match=r"0\.7 of 'harmless' is outside .* 0\.1 to 0\.5"):
-        validate_bounds({"harmless": 0.7}, NAMES, RANGES)
-
-
-@pytest.mark.parametrize(
-    ("text", "ranges", "message"),
-    [
-        ("helpful=0.3", RANGES, "only on harmless.*--lower_bounds helpful=LOW:HIGH"),
-        ("helpful=0.3", {}, "on none"),
-        ("harmles=0.3", RANGES, "Did you mean 'harmless'"),
-        ("harmless", RANGES, "Cannot read"),
-        ("harmless=0.2:0.3", RANGES, "Ask for one value"),
-    ],
-)
-def test_bounds_that_cannot_be_asked(text, ranges, message):
-    with pytest.raises(WeightsError, match=message):
-        parse_bounds(text, NAMES, ranges)
-
-
-def test_an_infinite_bound_is_refused():
-    with pytest.raises(WeightsError, match="must be finite"):
-        validate_bounds({"harmless": math.inf}, NAMES, RANGES)
-
-
-@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
-def test_rounded_bounds_are_what_a_prompt_writes(value, end):
-    rounded = round_bound(value, (end, 0.0))
-    assert float(f"{rounded:g}") == rounded
-    assert rounded == pytest.approx(value, rel=5.1e-3, abs=5.1e-3 * abs(end))
-
-
-@pytest.mark.parametrize(
-    ("value", "of", "rounded"),
-    [
-        (0.123456, (0.0, 0.5), 0.123),
-        (0.000123456, (0.0, 0.5), 0.0),
-        (-1e-16, (-1.0, 9.0), 0.0),
-        (1234.5, (0.0, 0.5), 1230.0),  # beyond the range: a warning, and the usual digits
-        (0.00123456, (0.0, 0.0), 0.00123),
-    ],
-)
-def test_a_bound_is_no_finer_than_its_range(value, of, rounded):
-    assert str(round_bound(value, of)) == str(rounded)

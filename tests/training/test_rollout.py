@@ -14,7 +14,6 @@ from moodpo.training.draws import dirichlet_draw
 from moodpo.training.pairs import build_pairs
 from moodpo.training.rollout import (
     RolloutCollector,
-    draw_bounds,
 )
 
 NAMES = ("first", "second")
@@ -152,71 +151,25 @@ def test_columns_follow_every_completion_of_their_prompt():
     assert columns["completion_ids"] == ids
 
 
-def bounded(collector, **settings):
-    conditioner = replace(collector.conditioner, lower_bounds={"second": (0.1, 0.5)})
-    return replace(collector, conditioner=conditioner, **settings)
-
-
-def test_bounds_are_drawn_within_their_range_as_often_as_asked():
-    collector = bounded(make_collector(), bound_probability=0.25)
-    batch = collector.collect(make_batch(range(400)), key=(0, "train", 1))
-    assert batch.bounds.shape == (400, 2)
-    assert batch.bounds[:, 0].isnan().all()
-    drawn = batch.bounds[:, 1][~batch.bounds[:, 1].isnan()]
-    assert 70 <= len(drawn) <= 130
-    assert drawn.min() >= 0.1
-    assert drawn.max() <= 0.5
-    assert drawn.max() - drawn.min() > 0.35
-    assert draw_bounds([(0.1, 0.5)], 3, 1.0) == draw_bounds([(0.1, 0.5)], 3, 1.0)
-
-
-def test_every_row_of_a_prompt_is_told_its_bound():
-    collector = bounded(make_collector(), bound_probability=1.0, weights_per_prompt=2)
-    batch = collector.collect(make_batch([3, 5]), key=(0, "train", 1))
-    for row, bound in zip(batch.prompt_ids, batch.bounds[:, 1].tolist(), strict=True):
-        for ids in row:
-            assert f"Keep second at least {bound:.3g}." in collector.tokenizer.decode(ids)
-
-
-def test_bounds_neither_change_the_weights_nor_follow_from_the_batch():
-    collector = make_collector()
-    whole = bounded(collector).collect(make_batch([3, 4, 5]), key=(0, "train", 1))
-    part = bounded(collector).collect(make_batch([5]), key=(0, "train", 1))
-    torch.testing.assert_close(whole.bounds[2:], part.bounds, equal_nan=True)
-    plain = collector.collect(make_batch([3, 4, 5]), key=(0, "train", 1))
-    assert torch.equal(plain.weights, whole.weights)
-    assert plain.bounds is None
-
-
-def test_rewards_never_see_the_bounds():
-    seen = []
-    bounded(make_collector(seen), bound_probability=1.0).collect(
-        make_batch([1, 2]), key=(0, "train", 1)
-    )
-    assert [prompts for prompts, _, _ in seen] == [["prompt 1"] * 2 + ["prompt 2"] * 2]
-
-
 @pytest.mark.parametrize(
     "settings",
     [
         {},
         {"relabel": "antithetic"},
         {"relabel": "antithetic", "weights_per_prompt": 2},
-        {"relabel": "antithetic", "bounds": True, "num_completions": 3},
+        {"relabel": "antithetic", "num_completions": 3},
     ],
 )
 def test_a_process_without_prompts_asks_nobody_and_has_everything_else(settings):
     settings = dict(settings)
     seen: list = []
     collector = make_collector(seen)
-    if settings.pop("bounds", False):
-        collector = bounded(collector)
     collector = replace(collector, generator=None, **settings)
     nothing = collector.collect(make_batch([]), key=(0,))
     assert not seen
     assert len(nothing) == 0
     some = replace(collector, generator=EchoGenerator()).collect(make_batch([0, 1]), key=(0,))
-    for name in ("labels", "rewards", "bounds"):
+    for name in ("labels", "rewards"):
         expected, found = getattr(some, name), getattr(nothing, name)
         assert (expected is None) == (found is None), name
         if expected is not None:

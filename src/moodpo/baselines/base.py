@@ -187,12 +187,7 @@ class BaselinePolicy(SteerablePolicy):
 class Silent(Conditioner):
     """A conditioner that writes no weights: the policy sees the prompt alone."""
 
-    def messages(
-        self,
-        prompt: Prompt,
-        weights: Sequence[float] | None,
-        bounds: Sequence[float] | None = None,
-    ) -> list[dict[str, str]]:
+    def messages(self, prompt: Prompt, weights: Sequence[float] | None) -> list[dict[str, str]]:
         """The conversation without an instruction, whatever is asked."""
         return super().messages(prompt, None)
 

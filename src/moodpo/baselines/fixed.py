@@ -64,16 +64,11 @@ class _OwnWeights(Conditioner):
 
     trained: tuple[Weights, ...]
 
-    def messages(
-        self,
-        prompt: Prompt,
-        weights: Sequence[float] | None,
-        bounds: Sequence[float] | None = None,
-    ) -> list[dict[str, str]]:
+    def messages(self, prompt: Prompt, weights: Sequence[float] | None) -> list[dict[str, str]]:
         """The conversation under the instruction that the member knows."""
         if weights is not None:
             weights = self.trained[nearest_member(weights, self.trained)]
-        return super().messages(prompt, weights, bounds)
+        return super().messages(prompt, weights)
 
 
 class _Nearest:

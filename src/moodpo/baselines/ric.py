@@ -37,10 +37,10 @@ from moodpo.baselines.members import (
 )
 from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning.instruction import Conditioner
+from moodpo.conditioning.tokens import encode_conversation
 from moodpo.core.tokens import TokenBatch, collate_sequences
 from moodpo.errors import ConfigError, RewardError
 from moodpo.generation.tokens import padding_token_id
-from moodpo.models.chat_templates import encode_messages
 from moodpo.models.fast import fuse_lora
 from moodpo.models.logps import completion_logps, head_is_linear
 from moodpo.records import Prompt, RolloutBatch, TokenIds
@@ -132,7 +132,7 @@ def encode_with_scores(
         scores: K z-scores.
     """
     messages = _ask_for(conditioner.messages(prompt, None), scores, conditioner.objectives)
-    return encode_messages(tokenizer, messages, conditioner.chat_template_kwargs)
+    return encode_conversation(tokenizer, messages, conditioner.chat_template_kwargs)
 
 
 def _ask_for(
@@ -162,12 +162,7 @@ class Scores(Conditioner):
         """The K z-scores to ask for under weights `[K]`."""
         return desired_scores(weights, self.low, self.high, mapping=self.mapping)
 
-    def messages(
-        self,
-        prompt: Prompt,
-        weights: Sequence[float] | None,
-        bounds: Sequence[float] | None = None,
-    ) -> list[dict[str, str]]:
+    def messages(self, prompt: Prompt, weights: Sequence[float] | None) -> list[dict[str, str]]:
         """The conversation, the scores first as a system turn."""
         turns = super().messages(prompt, None)
         return turns if weights is None else _ask_for(turns, self.at(weights), self.objectives)

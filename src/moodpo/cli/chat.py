@@ -11,14 +11,12 @@ from moodpo.cli.console import keep_undecodable_bytes, note, print_out
 from moodpo.cli.flags import CommandParser
 from moodpo.cli.generate import objectives_in
 from moodpo.cli.policies import (
-    add_bounds_flag,
     add_policy_flags,
     add_sampling_flags,
-    asked_bounds,
     load_policy,
     quick_manifest,
 )
-from moodpo.conditioning.weights import parse_bounds, parse_weights
+from moodpo.conditioning.weights import parse_weights
 from moodpo.errors import ConfigError, DataError, GenerationError, WeightsError
 
 if TYPE_CHECKING:
@@ -28,10 +26,7 @@ __all__ = ["Chat", "run"]
 
 _COMMAND = re.compile(r"/[a-z]*")  # a path or a fraction is something to say
 
-HELP = (
-    "/weights NAME=X,… changes the weights · /bounds NAME=X,… the lower bounds · /reset forgets "
-    "the conversation · /quit ends"
-)
+HELP = "/weights NAME=X,… changes the weights · /reset forgets the conversation · /quit ends"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -42,10 +37,8 @@ def run(argv: Sequence[str]) -> int:
     if not names:
         raise ConfigError(f"{args.policy} has no moodpo.json. Name its objectives: --objectives.")
     even = tuple(1 / len(names) for _ in names)
-    bounds = asked_bounds(args, names)
     weights = parse_weights(args.weights, names) if args.weights else even
     policy = load_policy(args, tuple(names))
-    policy = policy.bounded_by(bounds) if bounds else policy
     sampling = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p")}
     chat = Chat(policy, weights, seed=args.seed, **sampling)
     note(HELP)
@@ -98,11 +91,6 @@ class Chat:
             if rest.strip():
                 self.weights = parse_weights(rest, self.policy.objectives)
             note(self.describe_weights())
-        elif command == "/bounds":
-            ranges = self.policy.conditioner.lower_bounds
-            bounds = parse_bounds(rest, self.policy.objectives, ranges)
-            self.policy = self.policy.bounded_by(bounds)
-            note(self.describe_weights())
         elif _COMMAND.fullmatch(command):
             note(f"there is no {command}; a message that begins so is written /{command}. {HELP}")
         elif line:
@@ -122,11 +110,9 @@ class Chat:
         return reply.strip()
 
     def describe_weights(self) -> str:
-        """The weights by name, and the lower bounds if there are any."""
+        """The weights by name."""
         named = zip(self.policy.objectives, self.weights, strict=True)
-        text = "weights: " + ", ".join(f"{name}={weight:.2g}" for name, weight in named)
-        bounds = [f"{name} at least {bound:g}" for name, bound in self.policy.lower_bounds.items()]
-        return f"{text}; {', '.join(bounds)}" if bounds else text
+        return "weights: " + ", ".join(f"{name}={weight:.2g}" for name, weight in named)
 
 
 def _parser() -> CommandParser:
@@ -139,7 +125,6 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--objectives", nargs="+", metavar="NAME", help="for a model that moodpo did not train"
     )
-    add_bounds_flag(parser)
     add_policy_flags(parser)
     add_sampling_flags(parser)
     return parser

@@ -11,10 +11,8 @@ from moodpo.baselines import is_baseline
 from moodpo.cli.console import fail, note
 from moodpo.cli.flags import CommandParser
 from moodpo.cli.policies import (
-    add_bounds_flag,
     add_policy_flags,
     add_sampling_flags,
-    asked_bounds,
     baseline_manifest,
     check_request,
     load_baseline_policy,
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from moodpo.policy import SteerablePolicy
     from moodpo.protocols import Policy
 
-__all__ = ["bounds_lines", "parse_thresholds", "run"]
+__all__ = ["parse_thresholds", "run"]
 
 DONE, FELL_SHORT = 0, 1
 JOURNAL = "sweep.jsonl"
@@ -75,26 +73,9 @@ def run(argv: Sequence[str]) -> int:
 
         compared = _baseline_name(args, manifest) is not None
         check_measures(thresholds, measure_names(objectives, baseline=compared))
-    if args.lower_bounds and is_baseline(args.policy):
-        raise ConfigError("A baseline is trained without lower bounds. Leave out --lower_bounds.")
-    if not is_baseline(args.policy):
-        asked_bounds(args, objectives)  # refuses bounds before anything loads
     folder = _folder(args)
     result = _evaluate(args, manifest, specs, objectives, prompts, folder)
     return _report(result, thresholds, folder)
-
-
-def bounds_lines(result: SweepResult) -> list[str]:
-    """How often each lower bound of a sweep was kept, by the policy and by the model before."""
-    lines = []
-    for name, bound in result.policy.get("lower_bounds", {}).items():
-        k = result.objectives.index(name)
-        shares = [f"{(result.rewards[..., k] >= bound).mean():.0%} of answers keep it"]
-        if result.baseline is not None:
-            before = (result.baseline.rewards[..., k] >= bound).mean()
-            shares.append(f"{before:.0%} of {result.baseline.name}'s")
-        lines.append(f"{name} at least {bound:g}: {', '.join(shares)}")
-    return lines
 
 
 def parse_thresholds(given: Sequence[str]) -> dict[str, float]:
@@ -143,7 +124,6 @@ def _parser() -> CommandParser:
         "--num_prompts", type=int, metavar="N", help="at most so many, evenly spread"
     )
     _add_reward_flags(group)
-    add_bounds_flag(parser)
     group.add_argument(
         "--fail-under",
         "--fail_under",
@@ -245,8 +225,6 @@ def _evaluate(
         policy = load_baseline_policy(args)
     else:
         policy = load_policy(args, objectives)
-        if bounds := asked_bounds(args, objectives):
-            policy = policy.bounded_by(bounds)
     baseline = _load_baseline(args, manifest, policy)
     options: dict[str, Any] = {"device": args.device, "batch_size": args.reward_batch_size}
     panel = RewardPanel(load_rewards(specs, **options))
@@ -326,8 +304,6 @@ def _report(result: SweepResult, thresholds: Mapping[str, float], folder: Path) 
     write_sweep(result, folder)
     (folder / JOURNAL).unlink(missing_ok=True)
     show_sweep(result)
-    for line in bounds_lines(result):
-        note(line)
     list_files(folder)
     failures = check_thresholds(result, thresholds)
     for failure in failures:

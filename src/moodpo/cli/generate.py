@@ -12,10 +12,8 @@ from typing import Any
 from moodpo.cli.console import keep_undecodable_bytes, print_out, print_table
 from moodpo.cli.flags import CommandParser
 from moodpo.cli.policies import (
-    add_bounds_flag,
     add_policy_flags,
     add_sampling_flags,
-    asked_bounds,
     load_policy,
     quick_manifest,
 )
@@ -37,7 +35,6 @@ def run(argv: Sequence[str]) -> int:
     _refuse_stray_weights(args.policy, args.prompts)
     prompts = _read_prompts(args.prompts)
     objectives = _objectives(args)
-    bounds = asked_bounds(args, objectives)
     vectors = [parse_weights(text, objectives) for text in args.weights]
     policy = load_policy(args, objectives)
     answers = [
@@ -46,7 +43,6 @@ def run(argv: Sequence[str]) -> int:
             policy.generate(
                 prompts,
                 weights,
-                lower_bounds=bounds,
                 max_new_tokens=args.max_new_tokens,
                 temperature=args.temperature,
                 top_p=args.top_p,
@@ -86,7 +82,6 @@ def _parser() -> CommandParser:
         metavar="NAME",
         help="for a model that moodpo did not train (default: the names in --weights)",
     )
-    add_bounds_flag(parser)
     add_policy_flags(parser)
     add_sampling_flags(parser)
     parser.add_argument(

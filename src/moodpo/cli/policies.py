@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from moodpo.cli.console import quiet_loading
 from moodpo.cli.flags import CommandParser
 from moodpo.conditioning.instruction import Conditioner
-from moodpo.conditioning.weights import parse_bounds
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.limits import check_range
@@ -21,10 +20,8 @@ if TYPE_CHECKING:
     from moodpo.policy import SteerablePolicy
 
 __all__ = [
-    "add_bounds_flag",
     "add_policy_flags",
     "add_sampling_flags",
-    "asked_bounds",
     "baseline_manifest",
     "check_request",
     "load_baseline_policy",
@@ -68,32 +65,6 @@ def add_sampling_flags(parser: CommandParser) -> None:
     group.add_argument(
         "--seed", type=int, default=0, metavar="N", help="another seed, other answers"
     )
-
-
-def add_bounds_flag(parser: CommandParser) -> None:
-    """Adds lower bounds."""
-    parser.add_argument(
-        "--lower_bounds",
-        default="",
-        metavar="NAME=X,…",
-        help="raw reward that objectives must reach first, of a policy trained with bounds",
-    )
-
-
-def asked_bounds(args: argparse.Namespace, objectives: Sequence[str]) -> dict[str, float]:
-    """The lower bounds that a policy is asked for, by name.
-
-    Args:
-        args: With the flags of `add_policy_flags` and `add_bounds_flag`.
-        objectives: K names, in order.
-
-    Raises:
-        WeightsError: If the bounds cannot be read, or the policy was trained without them.
-    """
-    manifest = quick_manifest(args.policy, args.base_model)
-    conditioner = Conditioner.from_dict(manifest.conditioning) if manifest else None
-    ranges = conditioner.lower_bounds if conditioner else {}
-    return parse_bounds(args.lower_bounds, objectives, ranges)
 
 
 def check_request(args: argparse.Namespace) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from moodpo.cli.console import note, print_out
 from moodpo.cli.flags import CommandParser
-from moodpo.data.prompts import LoadedPrompts, load_prompts, write_csv
+from moodpo.data.csv import write_csv
+from moodpo.data.prompts import LoadedPrompts, load_prompts
 from moodpo.errors import ConfigError, DataError
 from moodpo.rewards import check_columns, check_reward_specs
 from moodpo.rewards.specs import parse_spec

@@ -1,6 +1,5 @@
-"""Conditioning: a preference → the system instruction, and instruction + prompt → token ids.
+"""Instruction: what the system instruction says of weights, and the conversation it stands in.
 
-A preference is a weight per objective and, where a policy is trained with them, lower bounds.
 Weights travel as data, never by reading text back: nothing that a prompt says can change which
 weights are logged, scored or trained. Knows nothing of models or rewards. The order of objectives
 is fixed by the `Conditioner`, which training writes to `moodpo.json`.
@@ -8,17 +7,21 @@ is fixed by the `Conditioner`, which training writes to `moodpo.json`.
 
 from __future__ import annotations
 
-import math
 import string
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import c_float
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moodpo.conditioning.weights import BoundRange, round_bound, wrong_count
-from moodpo.errors import ConfigError, DataError, WeightsError
-from moodpo.models.chat_templates import encode_messages, read_template_kwargs
+from moodpo.conditioning.tokens import encode_conversation
+from moodpo.conditioning.weights import (
+    MILLION,
+    Millionths,
+    apportion,
+    to_millionths,
+    wrong_count,
+)
+from moodpo.errors import ConfigError, WeightsError
+from moodpo.models.chat_templates import read_template_kwargs
 from moodpo.records import Prompt, TokenIds
 from moodpo.removed import REMOVED
 
@@ -44,22 +47,17 @@ _GRADES = (  # from so many percent on
     (0, "slightly"),
 )
 
-MILLION = 1_000_000  # of what weights are written in: nothing finer changes a text
-
-Millionths = Sequence[int]
-"""Weights in millionths, K or those of the objectives that a part of a text speaks of."""
-
 
 def _decimal(weights: Millionths, names: Sequence[str]) -> str:
     return ", ".join(f"{n} {text}" for n, text in zip(names, _decimals(weights), strict=True))
 
 
 def _percent(weights: Millionths, names: Sequence[str]) -> str:
-    return ", ".join(f"{n} {p}%" for n, p in zip(names, _apportion(weights, 100), strict=True))
+    return ", ".join(f"{n} {p}%" for n, p in zip(names, apportion(weights, 100), strict=True))
 
 
 def _unary(weights: Millionths, names: Sequence[str]) -> str:
-    shares = _apportion(weights, 10)
+    shares = apportion(weights, 10)
     # Spaces keep one token per mark: tokenizers merge runs like "#######" unpredictably.
     bars = [" ".join("#" * p + "-" * (10 - p)) for p in shares]
     return ", ".join(f"{n} [{bar}]" for n, bar in zip(names, bars, strict=True))
@@ -74,7 +72,7 @@ def _grouped(weights: Millionths, sentences: Sequence[str]) -> str:
     # Of two sentences a small model follows the first, whatever their percentages: without groups
     # an even balance reads like three quarters of whatever happens to come first.
     groups: list[list[tuple[int, str]]] = []
-    for share, text in _asked_for(_apportion(weights, 100), sentences, floor=SENTENCE_FLOOR):
+    for share, text in _asked_for(apportion(weights, 100), sentences, floor=SENTENCE_FLOOR):
         if groups and groups[-1][0][0] - share <= GROUP_WIDTH:
             groups[-1].append((share, text))
         else:
@@ -134,8 +132,6 @@ class Conditioner:
             `Be PHRASE.` where absent.
         prompt_template: Frames the user's text for the policy, `{prompt}` standing for it, as in
             `Summarize this post: {prompt}`. Rewards still see the raw prompt.
-        lower_bounds: Objectives that a lower bound may be asked of, with the lowest and the
-            highest in raw reward. A bound follows the weights: `Keep harmless at least 0.3.`
         chat_template_kwargs: Values for variables of the policy's chat template, such as
             `{"enable_thinking": False}`.
     """
@@ -146,18 +142,12 @@ class Conditioner:
     phrases: Mapping[str, str] = field(default_factory=dict)
     directives: Mapping[str, str] = field(default_factory=dict)
     prompt_template: str | None = None
-    lower_bounds: Mapping[str, BoundRange] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objectives", tuple(self.objectives))
         template_kwargs = read_template_kwargs(self.chat_template_kwargs)
         object.__setattr__(self, "chat_template_kwargs", template_kwargs)
-        if unknown := [name for name in self.lower_bounds if name not in self.objectives]:
-            raise ConfigError(
-                f"lower_bounds names {unknown[0]!r}, but the objectives are "
-                f"{', '.join(self.objectives)}. Name one of them."
-            )
         _check_format(self.weight_format)
         if self.template is not None:
             _check_template(self.template, self.objectives)
@@ -167,29 +157,18 @@ class Conditioner:
                 "user's text goes."
             )
 
-    def instruction(self, weights: Sequence[float], bounds: Sequence[float] | None = None) -> str:
+    def instruction(self, weights: Sequence[float]) -> str:
         """The system instruction for one weight vector.
 
         Args:
             weights: K values on the simplex, in the order of `objectives`.
-            bounds: K lower bounds in raw reward, NaN where there is none.
 
         Returns:
             One line of text.
         """
-        text = self._weights_text(weights)
-        named = zip(self.objectives, bounds or (), strict=bounds is not None)
-        asked = [
-            f"{name} at least {round_bound(bound, self.lower_bounds.get(name, (bound, bound))):g}"
-            for name, bound in named
-            if not math.isnan(bound)
-        ]
-        return f"{text} Keep {' and '.join(asked)}." if asked else text
-
-    def _weights_text(self, weights: Sequence[float]) -> str:
         if len(weights) != len(self.objectives):
             raise WeightsError(wrong_count(len(weights), self.objectives))
-        exact = _millionths(weights)
+        exact = to_millionths(weights)
         rendered = self._render(exact)
         if self.template is not None:
             named = dict(zip(self.objectives, _decimals(exact), strict=True))
@@ -197,18 +176,12 @@ class Conditioner:
         frame, _ = _RENDERERS[self.weight_format]
         return frame.format(weights=rendered)
 
-    def messages(
-        self,
-        prompt: Prompt,
-        weights: Sequence[float] | None,
-        bounds: Sequence[float] | None = None,
-    ) -> list[dict[str, str]]:
+    def messages(self, prompt: Prompt, weights: Sequence[float] | None) -> list[dict[str, str]]:
         """The conversation the policy sees.
 
         Args:
             prompt: The raw prompt; its own system turn, if any, follows the weight instruction.
             weights: K values on the simplex, or None for the unconditioned conversation.
-            bounds: K lower bounds, NaN where there is none.
 
         Returns:
             Messages, the instruction first as a system turn.
@@ -221,7 +194,7 @@ class Conditioner:
             conversation[-1]["content"] = text
         if weights is None:
             return conversation
-        instruction = self.instruction(weights, bounds)
+        instruction = self.instruction(weights)
         if conversation and conversation[0]["role"] == "system":
             own = conversation.pop(0)["content"]
             instruction = f"{instruction}\n\n{own}"
@@ -232,7 +205,6 @@ class Conditioner:
         tokenizer: PreTrainedTokenizerBase,
         prompt: Prompt,
         weights: Sequence[float] | None,
-        bounds: Sequence[float] | None = None,
     ) -> TokenIds:
         """Token ids of the conditioned prompt, up to where the completion starts.
 
@@ -243,7 +215,6 @@ class Conditioner:
             tokenizer: The policy's tokenizer.
             prompt: The raw prompt.
             weights: K values on the simplex, or None for the unconditioned prompt.
-            bounds: K lower bounds, NaN where there is none.
 
         Returns:
             Token ids, special tokens included.
@@ -251,22 +222,8 @@ class Conditioner:
         Raises:
             DataError: If the chat template refuses the conversation.
         """
-        messages = self.messages(prompt, weights, bounds)
-        try:
-            return encode_messages(tokenizer, messages, self.chat_template_kwargs)
-        except Exception as error:
-            if (refusal := _refusal(messages, error)) is not None:
-                raise refusal from error
-            raise
-
-    def longest_bounds(self) -> tuple[float, ...]:
-        """Bounds whose text is as long as that of any others, for the lengths of prompts."""
-        return tuple(
-            max(_between(*self.lower_bounds[name]), key=lambda bound: len(f"{bound:g}"))
-            if name in self.lower_bounds
-            else math.nan
-            for name in self.objectives
-        )
+        messages = self.messages(prompt, weights)
+        return encode_conversation(tokenizer, messages, self.chat_template_kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description, for `moodpo.json`."""
@@ -279,8 +236,6 @@ class Conditioner:
             "prompt_template": self.prompt_template,
         }
         # Only where they are used: what was written without them still reads as the same.
-        if self.lower_bounds:
-            described["lower_bounds"] = {n: list(r) for n, r in self.lower_bounds.items()}
         if self.chat_template_kwargs:
             described["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         return described
@@ -299,15 +254,13 @@ class Conditioner:
                 f"not write. Ask it with the moodpo release that trained it, or train one with "
                 f"{DEFAULT_FORMAT!r}."
             )
-        if signed := values.pop("signed", ()):
-            raise ConfigError(
-                f"This policy was trained with negative weights of {', '.join(signed)}. "
-                f"{REMOVED['signed_objectives']} To ask this policy, use the moodpo release that "
-                "trained it."
-            )
-        bounds = values.get("lower_bounds", {})
-        ranges = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
-        return cls(**{**values, "lower_bounds": ranges})
+        for key, setting in (("signed", "signed_objectives"), ("lower_bounds", "lower_bounds")):
+            if names := values.pop(key, None):
+                raise ConfigError(
+                    f"This policy was trained with {setting} of {', '.join(names)}. "
+                    f"{REMOVED[setting]} To ask it, use the moodpo release that trained it."
+                )
+        return cls(**values)
 
     def _render(self, weights: Millionths) -> str:
         _, render = _RENDERERS[self.weight_format]
@@ -321,65 +274,13 @@ class Conditioner:
         return render(values, texts)
 
 
-def _millionths(weights: Sequence[float]) -> list[int]:
-    """Weights in whole millionths.
-
-    By way of float32, so that a number reads the same before and after a tensor has held it.
-    """
-    if bad := [w for w in weights if not -0.5 / MILLION <= w < math.inf]:
-        raise WeightsError(f"Weights must be finite and at least 0; got {float(bad[0])}.")
-    return [round(c_float(float(w)).value * MILLION) for w in weights]
-
-
-def _apportion(weights: Millionths, units: int) -> list[int]:
-    """Whole shares of `units`, each less than one unit from exact: the largest remainders.
-
-    What remains of the units goes to the largest remainders, among equal ones to the larger
-    weights. Equal weights get equal shares: where the units left do not do for all of them, all
-    are rounded to the nearer share, the half upward, and the sum is not quite `units`. Nothing
-    depends on the order of the weights.
-    """
-    shares = [weight * units // MILLION for weight in weights]
-    left = round(sum(weights) * units / MILLION) - sum(shares)
-    claims = defaultdict(list)  # (remainder, weight): who has them
-    for k, weight in enumerate(weights):
-        claims[weight * units % MILLION, weight].append(k)
-    for (remainder, _), equals in sorted(claims.items(), reverse=True):
-        if left <= 0 or (len(equals) > left and 2 * remainder < MILLION):
-            break
-        for k in equals:
-            shares[k] += 1
-        left -= len(equals)
-    return shares
-
-
 def _decimals(weights: Millionths) -> list[str]:
-    return [f"{share / 100:.2f}" for share in _apportion(weights, 100)]
+    return [f"{share / 100:.2f}" for share in apportion(weights, 100)]
 
 
 def _grade(weight: int, phrase: str) -> str:
     adverb = next(adverb for percent, adverb in _GRADES if 100 * weight >= percent * MILLION)
     return f"{adverb} {phrase}"
-
-
-def _between(low: float, high: float) -> list[float]:
-    """Bounds of a range, some of which need all the digits that are written."""
-    shares = (0.0, 0.123456, 0.654321, 1.0)
-    return [round_bound(low + share * (high - low), (low, high)) for share in shares]
-
-
-def _refusal(messages: Sequence[Mapping[str, str]], error: Exception) -> DataError | None:
-    """What to say of a conversation that its chat template refused; None of other errors."""
-    from moodpo._upstream import template_error  # not at the top: it takes long to import
-
-    if not isinstance(error, template_error()):
-        return None
-    said = " ".join(str(error).split()).rstrip(".")
-    roles = ", ".join(turn["role"] for turn in messages)
-    return DataError(
-        f"the policy's chat template refuses the conversation: {said}. Change its turns ({roles}), "
-        "or the template."
-    )
 
 
 def _check_format(weight_format: str) -> None:

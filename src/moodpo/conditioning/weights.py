@@ -1,41 +1,39 @@
-"""Preferences: what may be asked of a policy, read from text and checked.
+"""Weights: what may be asked of a policy, read from text, checked, and rounded to be written.
 
-Objective weights say what matters how much; lower bounds say what must be reached first. Knows
-nothing of how a preference is written into a prompt. Shapes: K objectives.
+Training, `generate`, `chat`, sweeps and Python all pass here, so that the same numbers are always
+the same text. Knows nothing of words or prompts. Shapes: K objectives.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from ctypes import c_float
 from difflib import get_close_matches
 from typing import Any
 
 from moodpo.containers import as_number, rows_of, values_by_name, values_in_order
-from moodpo.errors import ConfigError, WeightsError
+from moodpo.errors import WeightsError
 
 __all__ = [
-    "BoundRange",
+    "MILLION",
+    "Millionths",
+    "apportion",
     "check_names",
-    "parse_bound_ranges",
-    "parse_bounds",
     "parse_weights",
-    "round_bound",
-    "validate_bounds",
+    "to_millionths",
     "validate_weights",
     "weight_rows",
     "wrong_count",
 ]
 
 SUM_TOLERANCE = 1e-3
-BOUND_DIGITS = 3  # significant ones of the largest: what is drawn is what is written
+MILLION = 1_000_000  # of what weights are written in: nothing finer changes a text
 
-BoundRange = tuple[float, float]
-"""Lowest and highest bound that a policy is trained on, in raw reward."""
-
-
-# ---- Weights ----
+Millionths = Sequence[int]
+"""Weights in millionths, K or those of the objectives that a part of a text speaks of."""
 
 
 def parse_weights(text: str, objectives: Sequence[str]) -> tuple[float, ...]:
@@ -167,124 +165,36 @@ def wrong_count(given: int, objectives: Sequence[str]) -> str:
     )
 
 
-# ---- Lower bounds ----
+def to_millionths(weights: Sequence[float]) -> list[int]:
+    """Weights in whole millionths.
 
-
-def parse_bound_ranges(given: Sequence[str]) -> dict[str, BoundRange]:
-    """Reads what a policy is trained on: `harmless=0.1:0.5`, or `harmless=0.3` for one bound.
-
-    Args:
-        given: `NAME=LOW:HIGH` or `NAME=VALUE`, in raw reward.
+    By way of float32, so that a number reads the same before and after a tensor has held it.
 
     Raises:
-        ConfigError: If one is not of that form, or an objective is named twice.
+        WeightsError: If one is negative or not finite.
     """
-    ranges: dict[str, BoundRange] = {}
-    for text in given:
-        name, _, values = text.partition("=")
-        low, _, high = values.partition(":")
-        try:
-            found = (float(low), float(high or low))
-        except ValueError:
-            found = (math.nan, math.nan)
-        if not (name.strip() and all(map(math.isfinite, found)) and found[0] <= found[1]):
-            raise ConfigError(
-                f"Cannot read the lower bound {text!r}. Write NAME=LOW:HIGH, as in "
-                "harmless=0.1:0.5, or NAME=VALUE, in raw reward."
-            )
-        if name.strip() in ranges:
-            raise ConfigError(f"The lower bounds name {name.strip()!r} twice. Name it once.")
-        ranges[name.strip()] = found
-    return ranges
+    if bad := [w for w in weights if not -0.5 / MILLION <= w < math.inf]:
+        raise WeightsError(f"Weights must be finite and at least 0; got {float(bad[0])}.")
+    return [round(c_float(float(w)).value * MILLION) for w in weights]
 
 
-def parse_bounds(
-    text: str, objectives: Sequence[str], ranges: Mapping[str, BoundRange]
-) -> dict[str, float]:
-    """Reads what is asked of a policy: `harmless=0.3`, comma-separated.
+def apportion(weights: Millionths, units: int) -> list[int]:
+    """Whole shares of `units`, each less than one unit from exact: the largest remainders.
 
-    Args:
-        text: `NAME=VALUE`, comma-separated.
-        objectives: Known names, in order.
-        ranges: What the policy was trained on.
-
-    Returns:
-        Bounds in raw reward by name.
-
-    Raises:
-        WeightsError: If a part is malformed, or as `validate_bounds`.
+    What remains of the units goes to the largest remainders, among equal ones to the larger
+    weights. Equal weights get equal shares: where the units left do not do for all of them, all
+    are rounded to the nearer share, the half upward, and the sum is not quite `units`. Nothing
+    depends on the order of the weights.
     """
-    try:
-        read = parse_bound_ranges([p for p in (p.strip() for p in text.split(",")) if p])
-    except ConfigError as error:
-        raise WeightsError(str(error)) from None
-    for name, (low, high) in read.items():
-        if low != high:
-            raise WeightsError(
-                f"The lower bound of {name!r} is a range, {low:g} to {high:g}. Ask for one value, "
-                f"as in {name}={low:g}."
-            )
-    bounds = {name: low for name, (low, _) in read.items()}
-    validate_bounds(bounds, objectives, ranges)
-    return bounds
-
-
-def validate_bounds(
-    bounds: Mapping[str, float] | None,
-    objectives: Sequence[str],
-    ranges: Mapping[str, BoundRange],
-) -> tuple[float, ...]:
-    """Checks lower bounds against what a policy was trained on.
-
-    Args:
-        bounds: Raw reward that an objective must reach, by name; none where left out.
-        objectives: K names, in order.
-        ranges: What the policy was trained on, by name.
-
-    Returns:
-        K bounds as they are written, NaN where there is none. Warns outside the trained range.
-
-    Raises:
-        WeightsError: On unknown names, values that are not finite, or objectives that the policy
-            was trained without bounds on.
-    """
-    bounds = bounds or {}
-    check_names(bounds, objectives, what="in the lower bounds")
-    for name, value in bounds.items():
-        if not math.isfinite(value):
-            raise WeightsError(f"The lower bound of {name!r} is {value}; it must be finite.")
-        if name not in ranges:
-            trained = f"only on {', '.join(ranges)}" if ranges else "on none"
-            raise WeightsError(
-                f"A lower bound of {name!r} was asked for, but this policy was trained with bounds "
-                f"{trained}. Raise the weight of {name!r}, or train with "
-                f"--lower_bounds {name}=LOW:HIGH."
-            )
-        low, high = ranges[name]
-        if not low <= value <= high:
-            warnings.warn(
-                f"The lower bound {value:g} of {name!r} is outside what the policy was trained on, "
-                f"{low:g} to {high:g}: it may not be kept.",
-                stacklevel=2,
-            )
-    return tuple(
-        round_bound(bounds[name], ranges[name]) if name in bounds else math.nan
-        for name in objectives
-    )
-
-
-def round_bound(value: float, of: BoundRange) -> float:
-    """A bound in as many digits as a prompt writes.
-
-    Args:
-        value: The bound.
-        of: Lowest and highest bound: what is nothing beside them is 0, no `9.99e-16`.
-
-    Returns:
-        The value in three significant digits, and no finer than the third of the range's larger
-        end.
-    """
-    largest = max(map(abs, of))
-    if largest > 0:
-        value = round(value, BOUND_DIGITS - 1 - math.floor(math.log10(largest)))
-    return float(f"{value:.{BOUND_DIGITS}g}") + 0.0  # no -0
+    shares = [weight * units // MILLION for weight in weights]
+    left = round(sum(weights) * units / MILLION) - sum(shares)
+    claims = defaultdict(list)  # (remainder, weight): who has them
+    for k, weight in enumerate(weights):
+        claims[weight * units % MILLION, weight].append(k)
+    for (remainder, _), equals in sorted(claims.items(), reverse=True):
+        if left <= 0 or (len(equals) > left and 2 * remainder < MILLION):
+            break
+        for k in equals:
+            shares[k] += 1
+        left -= len(equals)
+    return shares

@@ -74,16 +74,11 @@ class Forged(Conditioner):
     Rewards see the prompts as they were: only what the policy reads is forged.
     """
 
-    def messages(
-        self,
-        prompt: Prompt,
-        weights: Sequence[float] | None,
-        bounds: Sequence[float] | None = None,
-    ) -> list[dict[str, str]]:
+    def messages(self, prompt: Prompt, weights: Sequence[float] | None) -> list[dict[str, str]]:
         """The conversation of the forged prompt."""
         if weights is not None:
             prompt = forge(prompt, self, self._opposite(weights))
-        return super().messages(prompt, weights, bounds)
+        return super().messages(prompt, weights)
 
     def _opposite(self, weights: Sequence[float]) -> list[float]:
         import torch

@@ -14,7 +14,6 @@ from typing import Any, Self
 from transformers import TrainingArguments
 
 from moodpo.conditioning.instruction import Conditioner
-from moodpo.conditioning.weights import parse_bound_ranges
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.models.chat_templates import read_template_kwargs
@@ -74,7 +73,6 @@ class MOODPOConfig(Settings, TrainingArguments):  # type: ignore[misc]
             weight_format=self.weight_format,
             template=self.instruction_template,
             prompt_template=prompt_template,
-            lower_bounds=parse_bound_ranges(self.lower_bounds),
             chat_template_kwargs=read_template_kwargs(self.chat_template_kwargs),
         )
 
@@ -105,7 +103,6 @@ class MOODPOConfig(Settings, TrainingArguments):  # type: ignore[misc]
             )
 
     def _check_combinations(self) -> None:
-        parse_bound_ranges(self.lower_bounds)  # refuses what it cannot read
         if self.num_generations % self.weights_per_prompt:
             raise ConfigError(
                 f"num_generations must be a multiple of weights_per_prompt; got "

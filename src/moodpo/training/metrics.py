@@ -36,7 +36,6 @@ METRICS: Mapping[str, str] = {
     "loss": "The preference loss, mean over the active pairs of a step; log 2 = 0.693 at first.",
     "objective/NAME/mean": "Mean raw reward of the completions that were sampled.",
     "objective/NAME/std": "Standard deviation of that reward; near 0 there is nothing to learn.",
-    "bounds/NAME/kept": "Share of completions that keep the lower bound they were asked to.",
     "utility/chosen": "Mean utility of the better completion, in normalized rewards.",
     "utility/rejected": "Mean utility of the worse one.",
     "pairs/active": "Share of pairs that train. What is missing are the next three.",
@@ -179,10 +178,6 @@ def record_rollout(
         # Exact sums: of a constant reward the deviation must come out as 0.
         store.add_values(f"objective/{name}/mean", values)
         store.add_values(f"objective/{name}/square", values**2)
-        if rollout.bounds is not None:
-            asked = rollout.bounds[:, None, None, k].expand(values.shape)
-            kept = rollout.rewards[..., k] >= asked.to(rollout.rewards)
-            store.add(f"bounds/{name}/kept", kept.sum(), (~asked.isnan()).sum())
     store.add_values("utility/chosen", pairs.utilities[:, 0])
     store.add_values("utility/rejected", pairs.utilities[:, 1])
     for name in ("active", "ties", "duplicates", "undefined"):

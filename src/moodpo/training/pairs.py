@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from moodpo.choices import Scalarization
-from moodpo.core.bounds import feasible_first, violations
 from moodpo.core.pairing import Pairing, pair_completions
 from moodpo.core.scalarization import scalarize
 from moodpo.records import PairBatch, Prompt, RolloutBatch, TokenIds
@@ -24,8 +23,8 @@ from moodpo.rewards.normalize import Normalizer
 
 __all__ = ["Encode", "PairStatistics", "build_pairs", "identities", "label_utilities"]
 
-Encode = Callable[[Prompt, Tensor, Tensor | None], TokenIds]
-"""Conditions a raw prompt on weights `[K]` and on lower bounds `[K]` or None."""
+Encode = Callable[[Prompt, Tensor], TokenIds]
+"""Conditions a raw prompt on weights `[K]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +51,6 @@ def label_utilities(
     *,
     normalizer: Normalizer,
     scalarization: Scalarization,
-    bounds: Tensor | None = None,
 ) -> Tensor:
     """What each completion is worth under every weight vector of its prompt.
 
@@ -61,22 +59,17 @@ def label_utilities(
         labels: `[B, L, K]` weights.
         normalizer: Puts objectives on one scale.
         scalarization: `linear` or `chebyshev`.
-        bounds: `[B, K]` raw lower bounds, NaN where there is none.
 
     Returns:
         Utilities `[B, L, G]`.
     """
     normalized = normalizer.normalize(rewards)
-    utilities = scalarize(
+    return scalarize(
         normalized[:, None].expand(-1, labels.shape[1], -1, -1).flatten(0, 1),
         labels.flatten(0, 1),
         scalarization,
         ideal=normalizer.ideal(),
     ).view(*labels.shape[:2], -1)  # [B, L, G]
-    if bounds is None:
-        return utilities
-    missed = violations(normalized, normalizer.normalize(bounds.to(rewards)))  # [B, G]
-    return feasible_first(utilities, missed.unsqueeze(1))
 
 
 def build_pairs(
@@ -90,7 +83,6 @@ def build_pairs(
 
     Where objectives conflict on a pair, the winner flips from one labeling to the other, the
     weight-blind part of the two gradients cancels, and what depends on the weights remains. (Ours.)
-    Under lower bounds, completions that keep them come first: see `feasible_first`.
 
     Args:
         rollout: B prompts with raw rewards.
@@ -109,7 +101,6 @@ def build_pairs(
         labels,
         normalizer=normalizer,
         scalarization=scalarization,
-        bounds=rollout.bounds,
     )  # [B, L, G]
     token_ids = [[c.token_ids for c in row] for row in rollout.candidates]  # B x G
     same = identities(token_ids)
@@ -158,8 +149,7 @@ def _prompt_ids(rollout: RolloutBatch, row: int, index: int, encode: Encode) -> 
     sampled = rollout.prompt_ids[row]
     if index < len(sampled):
         return sampled[index]
-    bounds = None if rollout.bounds is None else rollout.bounds[row]
-    return encode(rollout.prompts[row], rollout.labels[row, index], bounds)
+    return encode(rollout.prompts[row], rollout.labels[row, index])
 
 
 def _statistics(pairings: Sequence[Pairing]) -> PairStatistics:

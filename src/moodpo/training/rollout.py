@@ -8,7 +8,6 @@ vectors each is labeled under, K objectives. By default M = 1, g = 2, L = 2.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 
 from moodpo.conditioning.instruction import Conditioner
-from moodpo.conditioning.weights import BoundRange, round_bound
 from moodpo.core.seeds import derive_seed
 from moodpo.generation.base import Generator, SamplingConfig, Who
 from moodpo.generation.tokens import completion_text
@@ -29,32 +27,11 @@ from moodpo.training.draws import Draw, draw_labels
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NUM_COMPLETIONS", "Key", "RolloutCollector", "draw_bounds"]
+__all__ = ["NUM_COMPLETIONS", "Key", "RolloutCollector"]
 
 NUM_COMPLETIONS = 2  # g by default
 Key = tuple[int | str, ...]
 Phase = Callable[[str], AbstractContextManager[None]]
-
-
-def draw_bounds(ranges: Sequence[BoundRange | None], seed: int, probability: float) -> list[float]:
-    """Lower bounds of one prompt.
-
-    Args:
-        ranges: K lowest and highest bounds, None where there is never one.
-        seed: Of the draw.
-        probability: How often each objective has a bound.
-
-    Returns:
-        K bounds, uniform within their range, in the digits that a prompt writes; NaN for none.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(len(ranges), 2, generator=generator, dtype=torch.float64).tolist()
-    return [
-        round_bound(each[0] + place * (each[1] - each[0]), each)
-        if each is not None and chance < probability
-        else math.nan
-        for each, (chance, place) in zip(ranges, draws, strict=True)
-    ]
 
 
 @dataclass(kw_only=True)
@@ -74,8 +51,6 @@ class RolloutCollector:
         num_completions: g, completions under each weight vector.
         weights_per_prompt: M, weight vectors that each prompt is sampled under.
         relabel: `none`, or `antithetic`.
-        bound_probability: How often a prompt is sampled under a lower bound of an objective that
-            the conditioner has a range for.
         phase: Called with `generate` or `score`; times and shows the phase.
     """
 
@@ -88,13 +63,11 @@ class RolloutCollector:
     num_completions: int = NUM_COMPLETIONS
     weights_per_prompt: int = 1
     relabel: str = "none"
-    bound_probability: float = 0.5
     phase: Phase = lambda _: nullcontext()
 
-    def encode(self, prompt: Prompt, weights: Tensor, bounds: Tensor | None = None) -> TokenIds:
-        """Token ids of one prompt conditioned on weights `[K]`, and on lower bounds `[K]`."""
-        asked = None if bounds is None else bounds.tolist()
-        return self.conditioner.encode(self.tokenizer, prompt, weights.tolist(), asked)
+    def encode(self, prompt: Prompt, weights: Tensor) -> TokenIds:
+        """Token ids of one prompt conditioned on weights `[K]`."""
+        return self.conditioner.encode(self.tokenizer, prompt, weights.tolist())
 
     def collect(self, batch: PromptBatch, *, key: Key, who: Who = "policy") -> RolloutBatch:
         """Scored completions of every prompt.
@@ -111,10 +84,9 @@ class RolloutCollector:
         M = self.weights_per_prompt
         count = M + (self.relabel != "none")
         labels = draw_labels(self.draw, batch.indices, key, count=count)  # [B, L, K]
-        bounds = self._bounds(batch.indices, key)  # [B, K] or None
         prompt_ids = [
-            tuple(self.encode(prompt, w, None if bounds is None else bounds[i]) for w in row[:M])
-            for i, (prompt, row) in enumerate(zip(batch.prompts, labels, strict=True))
+            tuple(self.encode(prompt, weights) for weights in row[:M])
+            for prompt, row in zip(batch.prompts, labels, strict=True)
         ]
         with self.phase("generate"):
             completions = self._complete(batch, prompt_ids, key, who)  # B x M x g
@@ -131,7 +103,6 @@ class RolloutCollector:
             completions=completions,
             texts=texts,
             rewards=rewards,
-            bounds=bounds,
         )
 
     def _complete(
@@ -178,15 +149,3 @@ class RolloutCollector:
             columns,
         )  # [B * M * g, K]
         return flat.view(shape)
-
-    def _bounds(self, indices: Sequence[int], key: Key) -> Tensor | None:
-        """The lower bounds of each prompt `[B, K]`, the same under all its weights."""
-        ranges = [self.conditioner.lower_bounds.get(n) for n in self.conditioner.objectives]
-        if not any(ranges):
-            return None
-        rows = [
-            draw_bounds(ranges, derive_seed(*key, "bound", i), self.bound_probability)
-            for i in indices
-        ]
-        # As precise as rewards: one that equals its bound must not fall short by rounding.
-        return torch.tensor(rows, dtype=torch.float32).view(-1, len(ranges))

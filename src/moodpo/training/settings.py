@@ -169,20 +169,6 @@ class Settings:
         "How K rewards become one utility: linear, or chebyshev for concave fronts.",
         choices=SCALARIZATIONS,
     )
-    lower_bounds: list[str] = setting(
-        "weights",
-        [],
-        "Objectives that a prompt may set a lower bound of, as NAME=LOW:HIGH or NAME=VALUE in raw "
-        "reward: answers that keep their bounds win over those that do not.",
-    )
-    bound_probability: float = setting(
-        "weights",
-        0.5,
-        "How often a prompt has a bound of each of those objectives.",
-        at_least=0,
-        at_most=1,
-        record="training",
-    )
 
     # Rewards
     reward_batch_size: int = setting(

@@ -179,7 +179,6 @@ def assemble(
         num_completions=args.num_generations // args.weights_per_prompt,
         weights_per_prompt=args.weights_per_prompt,
         relabel=args.relabel,
-        bound_probability=args.bound_probability,
         phase=phase,
     )
     paths, of_reference, said = find_paths(
