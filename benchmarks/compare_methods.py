@@ -312,6 +312,14 @@ class CountedGenerator:
         self.completions += sum(map(len, rows))
         return rows
 
+    def sync(self, version: int) -> None:
+        """As the other."""
+        self.generator.sync(version)
+
+    def close(self) -> None:
+        """As the other."""
+        self.generator.close()
+
 
 def steerable(bench: Bench, *, method: str) -> SteerablePolicy:
     """The method itself: one policy for all weights."""

@@ -297,7 +297,7 @@ def measure_step(args: argparse.Namespace) -> tuple[Size, dict[str, list[float]]
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_moodpo(job, load_model(args.model, dtype), load_tokenizer(), folder)
         trainer.clock = SynchronizedClock(trainer.clock.listener)
-        trainer.collector.phase = trainer.clock
+        trainer.collector.phase = trainer.recorder.clock = trainer.clock
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(log)
         trainer.train()

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from moodpo.training.samplers import DirichletSampler
 
 from moodpo.cli.chat import Chat
 from moodpo.conditioning.instruction import WEIGHT_FORMATS, Conditioner
@@ -19,6 +18,7 @@ from moodpo.evaluation.weights import default_weights, load_weights_file
 from moodpo.generation.base import Completion, SamplingConfig
 from moodpo.policy import SteerablePolicy
 from moodpo.rewards import RewardPanel, load_rewards
+from moodpo.training.draws import dirichlet_draw
 from moodpo.training.rollout import RolloutCollector
 from tiny_policies import tiny_model, tiny_tokenizer
 
@@ -126,7 +126,7 @@ def by_training(policy, grid, folder):
         generator=policy.generator,
         panel=panel(policy.objectives),
         sampling=SAMPLING,
-        sampler=DirichletSampler(concentration=1.0, num_objectives=len(grid[0])),
+        draw=dirichlet_draw(1.0, len(grid[0])),
     )
     rows = torch.tensor(grid, dtype=torch.float32)
     policy.generator.asked += [collector.encode(PROMPT, row) for row in rows]

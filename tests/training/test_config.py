@@ -69,24 +69,8 @@ def test_no_clipping_is_written_as_zero_or_none(tmp_path):
     assert MOODPOConfig(output_dir=str(tmp_path), max_grad_norm=None).max_grad_norm == 0.0
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [],
-)
-def test_preferences_that_cannot_be_trained(tmp_path, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        MOODPOConfig(output_dir=str(tmp_path), **settings)
-
-
-def test_the_conditioner_is_told_what_may_be_asked(tmp_path):
-    config = MOODPOConfig(
-        output_dir=str(tmp_path),
-        weight_format="percent",
-        lower_bounds=["b=0.1:0.5"],
-    )
+def test_the_conditioner_is_told_what_the_settings_say(tmp_path):
+    config = MOODPOConfig(output_dir=str(tmp_path), weight_format="percent")
     conditioner = config.make_conditioner(["a", "b"], prompt_template="Q: {prompt}")
-    assert conditioner.weight_format == "percent"
-    assert conditioner.lower_bounds == {"b": (0.1, 0.5)}
+    assert (conditioner.objectives, conditioner.weight_format) == (("a", "b"), "percent")
     assert conditioner.prompt_template == "Q: {prompt}"
-    with pytest.raises(ConfigError, match="names 'b'"):
-        config.make_conditioner(["a", "c"])

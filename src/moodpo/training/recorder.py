@@ -60,7 +60,7 @@ class Recorder:
     def __init__(
         self, panel: RewardPanel, processes: Processes, clock: PhaseClock, args: MOODPOConfig
     ) -> None:
-        self._panel, self._processes, self._clock, self._args = panel, processes, clock, args
+        self._panel, self._processes, self.clock, self._args = panel, processes, clock, args
         self.training, self._held_out = MetricStore(), MetricStore()
         self._samples: list[dict[str, Any]] = []
         self._apart = False
@@ -75,7 +75,7 @@ class Recorder:
     ) -> None:
         """Notes what was sampled and what became of it; of training also whether it can teach."""
         record_rollout(self._store, rollout, pairs, statistics, self._panel.names)
-        record_work(self._store, rollout, self._panel, self._clock)
+        record_work(self._store, rollout, self._panel, self.clock)
         if not self._apart:
             self.watch.add_step(statistics, self._processes.reduce)
         if (limit := self._args.log_completions) and len(rollout) and not self._samples:
@@ -100,7 +100,7 @@ class Recorder:
         outside = self._apart, self._samples
         self._apart, self._samples = True, []
         try:
-            with interlude(model, self._panel, self._clock):
+            with interlude(model, self._panel, self.clock):
                 yield
         finally:
             self._apart, self._samples = outside
