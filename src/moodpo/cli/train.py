@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -148,55 +148,13 @@ def _train(
     prompts: LoadedPrompts,
     held_out: LoadedPrompts | None,
 ) -> int:
-    from transformers import set_seed
-
     from moodpo.cli.after import sweep_trained
-    from moodpo.cli.models import load_policy
-    from moodpo.evaluation.during import sweep_during
-    from moodpo.models.load import load_tokenizer
-    from moodpo.models.savable import extend_lineage
-    from moodpo.training.datasets import check_batches
     from moodpo.training.interrupt import InterruptCallback
-    from moodpo.training.trainer import MOODPOTrainer
 
     quiet_loading()
-    tokenizer = load_tokenizer(source)
-    limits: dict[str, Any] = {
-        "max_prompt_length": args.max_prompt_length,
-        "overflow": args.prompt_overflow,
-    }
-    prompts = fit_prompts(prompts, conditioner, tokenizer, **limits)
-    note(f"prompts     {prompts.report}")
-    if held_out is not None:
-        held_out = fit_prompts(held_out, conditioner, tokenizer, **limits)
-        note(f"held out    {held_out.report}")
-    check_batches(len(prompts), args)
-    set_seed(args.seed)  # a fresh adapter is drawn from the global generator
-    loaded = load_policy(settings, source, start, args)
-    note(f"policy      {_describe_policy(settings, source, start)}")
     interrupt = InterruptCallback()
-    sweep = None
-    if args.eval_strategy != "no" and held_out:
-        run = settings.run
-        sweep = sweep_during(
-            held_out.dataset, num_prompts=run.sweep_prompts, levels=run.sweep_weights or None
-        )
-    trainer = MOODPOTrainer(
-        model=loaded.model,
-        ref_model=loaded.ref_model,
-        reward_funcs=settings.run.reward_models or (),
-        args=args,
-        train_dataset=prompts,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=loaded.peft_config,
-        conditioner=conditioner,
-        lineage=extend_lineage(start) if start else (),
-        start=start.path if start else None,
-        base=loaded.base,
-        task=settings.run.exp_type,
-        sweep=sweep,
-        callbacks=[interrupt],
+    trainer, held_out = _make_trainer(
+        settings, args, conditioner, source, start, prompts, held_out, callbacks=[interrupt]
     )
     note(f"objectives  {', '.join(trainer.objectives)}")
     note(f"fast paths  {trainer.fast_paths}")
@@ -215,6 +173,73 @@ def _train(
         sweep_trained(trainer, settings, held_out)
     print_out(_closing(settings, trainer))
     return DONE
+
+
+def _make_trainer(
+    settings: TrainSettings,
+    args: MOODPOConfig,
+    conditioner: Conditioner,
+    source: PolicyFiles,
+    start: PolicyFiles | None,
+    prompts: LoadedPrompts,
+    held_out: LoadedPrompts | None,
+    *,
+    callbacks: list[Any],
+) -> tuple[MOODPOTrainer, LoadedPrompts | None]:
+    """Loads the policy and makes its trainer; the held-out prompts that fit, too."""
+    from transformers import set_seed
+
+    from moodpo.cli.models import load_policy
+    from moodpo.models.load import load_tokenizer
+    from moodpo.models.savable import extend_lineage
+    from moodpo.training.datasets import check_batches
+    from moodpo.training.trainer import MOODPOTrainer
+
+    tokenizer = load_tokenizer(source)
+    limits: dict[str, Any] = {
+        "max_prompt_length": args.max_prompt_length,
+        "overflow": args.prompt_overflow,
+    }
+    prompts = fit_prompts(prompts, conditioner, tokenizer, **limits)
+    note(f"prompts     {prompts.report}")
+    if held_out is not None:
+        held_out = fit_prompts(held_out, conditioner, tokenizer, **limits)
+        note(f"held out    {held_out.report}")
+    check_batches(len(prompts), args)
+    set_seed(args.seed)  # a fresh adapter is drawn from the global generator
+    loaded = load_policy(settings, source, start, args)
+    note(f"policy      {_describe_policy(settings, source, start)}")
+    return MOODPOTrainer(
+        model=loaded.model,
+        ref_model=loaded.ref_model,
+        reward_funcs=settings.run.reward_models or (),
+        args=args,
+        train_dataset=prompts,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=loaded.peft_config,
+        conditioner=conditioner,
+        lineage=extend_lineage(start) if start else (),
+        start=start.path if start else None,
+        base=loaded.base,
+        task=settings.run.exp_type,
+        sweep=_sweep_during(settings, args, held_out),
+        callbacks=callbacks,
+    ), held_out
+
+
+def _sweep_during(
+    settings: TrainSettings, args: MOODPOConfig, held_out: LoadedPrompts | None
+) -> Callable[[MOODPOTrainer], Mapping[str, float]] | None:
+    """What each evaluation sweeps, where evaluations are asked for."""
+    if args.eval_strategy == "no" or not held_out:
+        return None
+    from moodpo.evaluation.during import sweep_during
+
+    run = settings.run
+    return sweep_during(
+        held_out.dataset, num_prompts=run.sweep_prompts, levels=run.sweep_weights or None
+    )
 
 
 def _describe_policy(

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from moodpo.errors import ConfigError, GenerationError
 from moodpo.generation.base import Completion, SamplingConfig, Who, check_request
 from moodpo.generation.cache import DecodingCache, RowMoves, is_reorderable
+from moodpo.generation.prefill import prefill_groups
 from moodpo.generation.sampling import forbid_tokens, sample_tokens, uniforms
 from moodpo.generation.tokens import token_roles
 from moodpo.models.modes import rollout_dtype, rollout_mode
@@ -43,13 +44,6 @@ __all__ = ["HFGenerator"]
 # Rows are dropped, and prompts admitted, when that share of the batch is free: dropping costs a
 # small copy per layer, admitting a forward pass that wants many tokens to be efficient.
 _FREE_SHARE = 1 / 8
-
-# Prefill works on at most that many tokens at once (it bounds the activations), and a group of
-# prompts is closed when padding would exceed that share of it and it is large enough to be
-# efficient by itself.
-_MAX_PREFILL_TOKENS = 8192
-_MIN_PREFILL_TOKENS = 512
-_MAX_PADDING_SHARE = 1 / 8
 
 # Cache columns are made room for at once up to that many new tokens.
 _MAX_ROOM = 256
@@ -494,34 +488,6 @@ class _Rollout:
         if done != self.done:
             self.done = done
             self.progress(done, len(self.counts))
-
-
-def prefill_groups(lengths: Sequence[int]) -> list[int]:
-    """Cuts prompts, sorted from the longest to the shortest, into groups to prefill together.
-
-    A group is closed when one more prompt would exceed the token limit, or when it would waste
-    too much on padding and the group is large enough to be efficient as it is.
-
-    Args:
-        lengths: Tokens per prompt, descending.
-
-    Returns:
-        The sizes of consecutive groups; they sum to the number of prompts.
-    """
-    sizes: list[int] = []
-    width = size = filled = 0
-    for length in lengths:
-        padded = width * (size + 1)
-        wasteful = padded - filled - length > _MAX_PADDING_SHARE * padded
-        if size and (
-            padded > _MAX_PREFILL_TOKENS or (wasteful and width * size >= _MIN_PREFILL_TOKENS)
-        ):
-            sizes.append(size)
-            size = filled = 0
-        if size == 0:
-            width = length
-        size, filled = size + 1, filled + length
-    return [*sizes, size] if size else sizes
 
 
 def _refuse_prompt_learning(model: Any) -> None:

@@ -62,15 +62,7 @@ def completion_logps(
     Returns:
         Sums over each completion's tokens.
     """
-    kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.position_ids is not None:
-        kwargs["position_ids"] = batch.position_ids
-    if batch.attention_mask is not None:
-        kwargs["attention_mask"] = _additive_mask(batch.attention_mask, model)
-    if _returns_router_logits(model):
-        # They feed an auxiliary loss beside the model's own, which is not asked for here, and
-        # whose sums know neither such masks nor such logits.
-        kwargs["output_router_logits"] = False
+    kwargs = _inputs(model, batch)
     if linear_head:
         with _bare_hidden_states(model) as (head, dtypes):
             hidden = model(**kwargs).logits  # [N, S, D]
@@ -98,6 +90,19 @@ def completion_logps(
         entropies=None if token_entropies is None else total(token_entropies),
         lengths=total(torch.ones_like(token_logps, requires_grad=False)),
     )
+
+
+def _inputs(model: nn.Module, batch: TokenBatch) -> dict[str, Any]:
+    kwargs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.position_ids is not None:
+        kwargs["position_ids"] = batch.position_ids
+    if batch.attention_mask is not None:
+        kwargs["attention_mask"] = _additive_mask(batch.attention_mask, model)
+    if _returns_router_logits(model):
+        # They feed an auxiliary loss beside the model's own, which is not asked for here, and
+        # whose sums know neither such masks nor such logits.
+        kwargs["output_router_logits"] = False
+    return kwargs
 
 
 @torch.no_grad()
