@@ -33,3 +33,18 @@ def test_values_that_went_say_what_to_use_instead(named, tmp_path):
 
 def test_what_is_there_passes():
     refuse_removed(["beta", "relabel=none"])
+
+
+@pytest.mark.parametrize("named", sorted(set(REMOVED) - set(PLAIN)))
+def test_flags_say_it_of_values_too(named, capsys):
+    name, _, value = named.partition("=")
+    assert main(["train", f"--{name}", value]) == 2
+    assert f"{named} is no longer a setting: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "p", "Hi", "--weights", "a=1"], ["evaluate", "p"]]
+)
+def test_other_commands_say_it_too(command, capsys):
+    assert main([*command, "--lower_bounds", "a=0.3"]) == 2
+    assert "lower_bounds is no longer a setting: " in capsys.readouterr().err

@@ -36,6 +36,8 @@ REMOVED: Mapping[str, str] = {
     "exploration": "It went with weight_sampler=front. Leave it out.",
     "relabel=fresh": "Weights drawn anew changed nothing beside the opposite ones. Use "
     "relabel=antithetic.",
+    "weight_format=directive": "Use weight_format=grouped, the same sentences with those of nearly "
+    "equal weight under one heading, which steered more.",
     "num_relabels": "More weight vectors than the opposite one changed nothing. Leave it out.",
     "relabel_min_importance": "Dropping off-policy pairs cost hypervolume. Leave it out; the "
     "metric relabel/log_importance says how far off-policy they are.",

@@ -380,7 +380,7 @@ def test_an_interrupted_run_saves_and_can_go_on(run, train_flags, tmp_path):
         (["--eval_strategy", "steps"], "Pass --eval_csv_path"),
         (["--reference", "best"], "neither base nor initial"),
         (["--instruction_template", "none"], "no field for"),
-        (["--weight_format", "roman"], "Unknown weight_format 'roman'"),
+        (["--weight_format", "roman"], "--weight_format: invalid choice: 'roman'"),
         (["--max_prompt_length", "20"], "are longer than max_prompt_length = 20"),
         (["--load_best_model_at_end", "True"], "save and eval strategy"),
         (["--do_train", "False"], "do_train=False cannot work here"),

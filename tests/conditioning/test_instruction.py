@@ -291,7 +291,7 @@ def test_unknown_formats_are_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("weight_format", ["directive", "verbal+decimal", "directive+verbal"])
 def test_formats_that_are_no_more_say_what_to_use(weight_format):
-    with pytest.raises(ConfigError, match=r"no more: .*[uU]se 'grouped'"):
+    with pytest.raises(ConfigError, match=r"no (more|longer).*[uU]se .*grouped"):
         Conditioner(objectives=NAMES, weight_format=weight_format)
     trained = {**Conditioner(objectives=NAMES).to_dict(), "weight_format": weight_format}
     with pytest.raises(ConfigError, match=r"trained with weight_format .* or train one with"):
@@ -337,8 +337,8 @@ def test_what_may_be_asked_is_remembered_and_otherwise_not_spoken_of():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("signed", ["helpful"], r"signed_objectives of helpful\. signed_objectives is no more"),
-        ("lower_bounds", {"helpful": [0.1, 0.5]}, r"lower_bounds of helpful\. lower_bounds is no"),
+        ("signed", ["helpful"], r"signed_objectives of helpful\. No language model"),
+        ("lower_bounds", {"helpful": [0.1, 0.5]}, r"lower_bounds of helpful\. In the laboratory"),
     ],
 )
 def test_a_policy_trained_for_what_is_no_more_is_refused(key, value, message):

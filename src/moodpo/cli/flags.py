@@ -276,7 +276,15 @@ def _shown(value: Any) -> str:
 
 
 def _said(message: str, parser: argparse.ArgumentParser) -> str:
-    """Argparse's message as a sentence with a remedy."""
+    """Argparse's message as a sentence with a remedy.
+
+    Raises:
+        ConfigError: Of what earlier versions had, with what to use instead.
+    """
+    if choice := re.search(r"argument --(\w+)[^:]*: invalid choice: '([^']*)'", message):
+        refuse_removed([f"{choice[1]}={choice[2]}"])
+    if message.startswith("unrecognized arguments"):
+        refuse_removed(re.findall(r"--(\w+)", message))
     message = re.sub(r"argument (--\w+)(/--[\w-]+)*", r"\1", message)
     command = parser.prog if parser.prog.startswith("moodpo ") else "moodpo train"
     return f"{message[:1].upper()}{message[1:].rstrip('.')}. See `{command} --help`."

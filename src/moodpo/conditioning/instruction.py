@@ -23,7 +23,7 @@ from moodpo.conditioning.weights import (
 from moodpo.errors import ConfigError, WeightsError
 from moodpo.models.chat_templates import read_template_kwargs
 from moodpo.records import Prompt, TokenIds
-from moodpo.removed import REMOVED
+from moodpo.removed import REMOVED, refuse_removed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -286,11 +286,7 @@ def _grade(weight: int, phrase: str) -> str:
 def _check_format(weight_format: str) -> None:
     if weight_format in _RENDERERS:
         return
-    if weight_format == "directive":
-        raise ConfigError(
-            "weight_format 'directive' is no more: use 'grouped', the same sentences with those of "
-            "nearly equal weight under one heading, which steered more."
-        )
+    refuse_removed([f"weight_format={weight_format}"])
     if "+" in weight_format:
         raise ConfigError(
             f"weight_format {weight_format!r} joins several, which is no more: it steered less "

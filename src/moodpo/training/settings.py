@@ -150,7 +150,8 @@ class Settings:
     weight_format: str = setting(
         "weights",
         DEFAULT_FORMAT,
-        f"How weights are written into the system instruction: {', '.join(WEIGHT_FORMATS)}.",
+        "How weights are written into the system instruction.",
+        choices=WEIGHT_FORMATS,
     )
     instruction_template: str | None = setting(
         "weights",
