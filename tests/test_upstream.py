@@ -5,11 +5,15 @@ A release that moves one of these fails here first, with the name.
 
 from __future__ import annotations
 
+import ast
 import inspect
+from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+import moodpo
 from moodpo import _upstream
 
 
@@ -112,3 +116,140 @@ def test_the_hubs_client_can_be_asked_once():
     assert "timeout" in parameters(hub.get_hf_file_metadata)
     assert {"repo_id", "filename"} <= parameters(hub.hf_hub_url)
     assert {"repo_id", "filename"} <= parameters(hub.try_to_load_from_cache)
+
+
+# --- fragile names elsewhere ---
+
+SOURCE = Path(moodpo.__file__).parent
+LIBRARIES = {"accelerate", "peft", "transformers", "trl"}
+SHADOWED = {"_parameters", "_modules", "_C"}  # of torch, also where something of ours is so named
+PUBLIC = {"_fields", "_id", "_index"}  # of named tuples; endings of names
+
+# File: what it touches that is private, or in a module that may move; and what fails when it does.
+FRAGILE = {
+    "cli/console.py": ({"transformers.utils"}, "cli/test_console.py"),
+    "cli/flags.py": ({"_actions"}, "cli/test_flags.py"),
+    "cli/train.py": ({"_is_amx_tile_supported", "_is_avx512_bf16_supported"}, "cli/test_train.py"),
+    "core/simplex.py": ({"_standard_gamma"}, "core/test_simplex.py"),
+    "baselines/soups.py": ({"peft.tuners.lora.layer"}, "baselines/test_soups.py"),
+    "generation/cache.py": ({"transformers.cache_utils"}, "generation/test_cache.py"),
+    "generation/hf.py": ({"_orig_mod"}, "generation/test_hf.py"),
+    "kernels/attention.py": (
+        {
+            *("_attn_implementation", "transformers.masking_utils"),
+            "transformers.integrations.sdpa_attention",
+        },
+        "kernels/test_attention.py",
+    ),
+    "kernels/lora.py": (
+        {"_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks"},
+        "kernels/test_lora.py",
+    ),
+    "kernels/packed.py": (
+        {
+            *("_C", "_has_mkldnn", "_is_mkldnn_bf16_supported"),
+            *("_linear_pointwise", "_reorder_linear_weight"),
+        },
+        "kernels/test_packed.py",
+    ),
+    "models/export.py": (
+        {"peft.tuners.trainable_tokens", "peft.tuners.tuners_utils"},
+        "models/test_export.py",
+    ),
+    "models/modes.py": ({"_parameters"}, "models/test_modes.py"),
+    "models/reach.py": ({"transformers.cache_utils"}, "training/test_paths.py"),
+    "rewards/load.py": ({"_name_or_path"}, "rewards/test_load.py"),
+    "rewards/sharing.py": ({"_attn_implementation", "_name_or_path"}, "rewards/test_sharing.py"),
+    "training/paths.py": ({"_attn_implementation"}, "training/test_paths.py"),
+    "training/reference.py": ({"_name_or_path"}, "training/test_reference.py"),
+    "training/parallel.py": (
+        {"accelerate.data_loader", "accelerate.utils"},
+        "training/test_parallel.py",
+    ),
+    "training/setup.py": ({"_name_or_path"}, "training/test_trainer.py"),
+}
+
+
+def fragile_names(tree: ast.AST, own: set[str]) -> Iterator[str]:
+    """Modules within libraries that are imported from, and underscored names that are not ours."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            library, _, inside = node.module.partition(".")
+            if library in LIBRARIES and inside:
+                yield node.module
+        elif isinstance(node, ast.Attribute) and _is_foreign(node.attr, own):
+            yield node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
+            yield from _texts(node.args, own)
+        elif isinstance(node, ast.Tuple | ast.Set):  # of names that getattr is given
+            yield from _texts(node.elts, own)
+
+
+def _texts(nodes, own):
+    values = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    return [v for v in values if isinstance(v, str) and v.isidentifier() and _is_foreign(v, own)]
+
+
+def _is_foreign(name, own):
+    private = len(name) > 1 and name.startswith("_") and not name.startswith("__")
+    return private and (name in SHADOWED or name not in own | PUBLIC)
+
+
+def names_made_by(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+def test_fragile_names_stand_in_the_table_or_upstream():
+    trees = {path: ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")}
+    own = {name for tree in trees.values() for name in names_made_by(tree)}
+    found = {
+        path.relative_to(SOURCE).as_posix(): names
+        for path, tree in trees.items()
+        if path.name != "_upstream.py" and (names := set(fragile_names(tree, own)))
+    }
+    assert found == {file: names for file, (names, _) in FRAGILE.items()}
+    for _, test in FRAGILE.values():
+        assert (Path(__file__).parent / test).is_file(), test
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("from transformers.cache_utils import Cache", "transformers.cache_utils"),
+        ("model.config._attn_implementation", "_attn_implementation"),
+        ("getattr(config, '_name_or_path', None)", "_name_or_path"),
+        ("module._parameters.items()", "_parameters"),
+        ("torch._C._has_mkldnn", "_has_mkldnn"),
+        ("for kind in ('_forward_hooks',): ...", "_forward_hooks"),
+    ],
+)
+def test_a_fragile_name_is_seen(line, name):
+    assert name in set(fragile_names(ast.parse(line), set()))
+    assert list(fragile_names(ast.parse("from torch import nn; self._own"), {"_own"})) == []
+
+
+def test_the_lora_layers_of_a_model():
+    from peft import LoraConfig, get_peft_model
+
+    from tiny_policies import tiny_model
+
+    model = tiny_model()
+    assert _upstream.lora_layers(model) == []
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))
+    assert len(_upstream.lora_layers(wrapped)) == 4
+
+
+def test_where_a_model_was_loaded_from():
+    from transformers import LlamaConfig
+
+    class Model:
+        config = LlamaConfig(name_or_path="org/model")
+
+    assert _upstream.source_of(Model()) == "org/model"
+    assert _upstream.source_of(object()) is None

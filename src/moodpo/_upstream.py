@@ -1,7 +1,8 @@
 """Upstream: the only door to names of TRL and transformers that may move between releases.
 
 Nothing here imports torch by being imported; what needs it does so inside its function. Each name
-is pinned by `tests/test_upstream.py`, so that a release that moves one fails there first.
+is pinned by `tests/test_upstream.py`, so that a release that moves one fails there first. What is
+touched elsewhere, because it is used nowhere else, stands in a table there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "lora_layers",
     "peft_config",
     "quantization_config",
+    "source_of",
     "template_error",
     "training_argument_names",
 ]
@@ -59,6 +61,11 @@ def adapter_misfit() -> type[Exception]:
 
     misfit: type[Exception] = NoMatchingPeftModuleError
     return misfit
+
+
+def source_of(model: Any) -> str | None:
+    """The folder or Hub id that a model was loaded from, where it says."""
+    return getattr(getattr(model, "config", None), "_name_or_path", None) or None
 
 
 def template_error() -> type[Exception]:

@@ -115,6 +115,8 @@ def test_what_is_given_is_not_loaded(whole):
     assert again is model
     assert same.get_vocab() == tokenizer.get_vocab()
     assert load_given(model, tokenizer) == (model, tokenizer)
+    with pytest.raises(ConfigError, match="Pass processing_class"):
+        load_given(tiny_model(), None)
 
 
 def test_devices_and_types_by_default():

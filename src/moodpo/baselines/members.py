@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from moodpo._upstream import source_of
 from moodpo.baselines.base import Silent
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.seeds import derive_seed
@@ -140,7 +141,7 @@ class Setup:
             train_dataset=fit_dataset(datasets[0], conditioner, tokenizer, args),
             peft_config=peft_config,
             conditioner=conditioner,
-            base_model=base or getattr(getattr(loaded, "config", None), "_name_or_path", None),
+            base_model=base or source_of(loaded),
             normalizer=normalizer,
             callbacks=tuple(callbacks),
         )

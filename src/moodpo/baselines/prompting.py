@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from moodpo._upstream import source_of
 from moodpo.baselines.base import BaselinePolicy, make_record
 from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning.instruction import Conditioner
@@ -54,7 +55,7 @@ class PromptedPolicy(BaselinePolicy):
             generation_batch_size: Sequences decoded at once.
             dtype: Half precision to compute in.
         """
-        named = base_model or getattr(getattr(model, "config", None), "_name_or_path", None) or None
+        named = base_model or source_of(model)
         record = make_record(
             cls.kind, conditioner, sampling=sampling, base_model=named, rewards=tuple(rewards)
         )

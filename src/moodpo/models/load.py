@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from moodpo._upstream import source_of
 from moodpo.errors import ConfigError
 from moodpo.models.export import merge_adapter
 from moodpo.models.find import BASE_REMEDY, PolicyFiles, whole_model
@@ -110,7 +111,13 @@ def load_given(
     if isinstance(model, str):
         loaded = load_model(whole_model(model), dtype=torch.float32, adapter="trainable")
     if tokenizer is None:
-        tokenizer = load_tokenizer(whole_model(loaded.config._name_or_path))
+        source = source_of(loaded)
+        if source is None:
+            raise ConfigError(
+                f"{type(loaded).__name__} does not say what it was loaded from, so its tokenizer "
+                "is unknown. Pass processing_class."
+            )
+        tokenizer = load_tokenizer(whole_model(source))
     return loaded, tokenizer
 
 
@@ -147,7 +154,7 @@ def load_adapter(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a damaged or foreign folder makes libraries raise
-        where = getattr(getattr(model, "config", None), "_name_or_path", None)
+        where = source_of(model)
         on = f" on {where}" if where else ""
         raise ConfigError(_cannot(f"The adapter {folder}", error, _OTHER, on=on)) from error
     _refuse_odd_keys(folder, found.missing_keys, "are missing, and would be random")
