@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from moodpo.rewards import RewardPanel, check_data, load_rewards
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.datasets import check_datasets, check_model_lengths, fit_dataset
+from moodpo.training.draws import Draw
 from moodpo.training.rollout import NUM_COMPLETIONS, RolloutCollector
 from moodpo.training.trainer import MOODPOTrainer
 
@@ -53,8 +54,6 @@ __all__ = [
 ]
 
 ROLLOUT_PROMPTS = 64  # prompts of one rollout of the base model
-
-Draw = Callable[[Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
