@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from transformers import (
 
 from moodpo.errors import ConfigError, GenerationError
 from moodpo.generation import Completion, HFGenerator, SamplingConfig
+from tiny_policies import tiny_tokenizer
 
 VOCABULARY = 61
 SHAPE: dict[str, Any] = {
@@ -494,3 +496,57 @@ def test_prompt_learning_is_refused() -> None:
     model = get_peft_model(sharp(make_llama), config)
     with pytest.raises(ConfigError, match="LoRA"):
         HFGenerator(model, eos_token_ids=(), pad_token_id=0)
+
+
+# --- whom to ask ---
+
+
+def asked(generator: HFGenerator, who: Any = "policy") -> list[tuple[Completion, ...]]:
+    prompts = [(3, 4, 5), (6, 7)]
+    sampling = SamplingConfig(max_new_tokens=5)
+    return generator.generate(prompts, sampling=sampling, num_completions=2, seeds=[1, 2], who=who)
+
+
+def test_a_reference_of_its_own_answers_for_itself() -> None:
+    policy, other = sharp(make_llama), sharp(make_gpt2)
+    tokenizer = tiny_tokenizer()
+    generator = HFGenerator.of(policy, tokenizer, reference=lambda: nullcontext(other))
+    assert asked(generator, "reference") == asked(HFGenerator.of(other, tokenizer))
+    assert asked(generator) == asked(HFGenerator.of(policy, tokenizer))
+    assert asked(generator) != asked(generator, "reference")
+
+
+def test_a_reference_that_is_the_policy_changed_is_left_as_it_was() -> None:
+    model, entered = sharp(make_llama), []
+
+    @contextmanager
+    def shifted() -> Iterator[nn.Module]:
+        weight = model.lm_head.weight
+        with torch.no_grad():
+            weight.neg_()
+        entered.append(True)
+        try:
+            yield model
+        finally:
+            with torch.no_grad():
+                weight.neg_()
+
+    generator = HFGenerator.of(model, tiny_tokenizer(), reference=shifted)
+    before = asked(generator)
+    assert not entered
+    assert asked(generator, "reference") != before
+    assert entered
+    assert asked(generator) == before
+
+
+def test_who_has_no_reference_says_so() -> None:
+    with pytest.raises(GenerationError, match="knows no reference"):
+        asked(HFGenerator.of(sharp(make_llama), tiny_tokenizer()), "reference")
+
+
+def test_in_this_process_there_is_nothing_to_sync_or_close() -> None:
+    generator = HFGenerator.of(sharp(make_llama), tiny_tokenizer())
+    before = asked(generator)
+    generator.sync(3)
+    generator.close()
+    assert asked(generator) == before
