@@ -153,9 +153,9 @@ FRAGILE = {
         },
         "kernels/test_packed.py",
     ),
-    "models/export.py": (
+    "models/merge.py": (
         {"peft.tuners.trainable_tokens", "peft.tuners.tuners_utils"},
-        "models/test_export.py",
+        "models/test_merge.py",
     ),
     "models/modes.py": ({"_parameters"}, "models/test_modes.py"),
     "models/reach.py": ({"transformers.cache_utils"}, "training/test_paths.py"),

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from moodpo.cli.export import kept_share
 from moodpo.manifest import RunManifest
 from moodpo.policy import SteerablePolicy
 
@@ -58,29 +54,3 @@ def test_an_occupied_folder_is_refused(run, trained):
     outcome = run("export", trained, "--output_dir", trained)
     assert outcome.code == 2
     assert "is not empty" in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("stored", "share"),
-    [([1.0, -2.0], 1.0), ([0.0, 0.0], 0.0), ([1.0, 0.0], 0.2), ([9.0, 9.0], 0.0)],
-)
-def test_kept_share_by_hand(stored, share):
-    change = torch.tensor([1.0, -2.0])
-    assert kept_share(change, torch.tensor(stored)) == pytest.approx(share)
-
-
-def test_no_change_is_kept():
-    assert kept_share(torch.zeros(2), torch.zeros(2)) == 1.0
-
-
-@given(st.lists(st.floats(0.5, 2.0), min_size=1, max_size=8), st.integers(0, 20))
-def test_what_is_far_below_the_last_bit_is_lost(values, shift):
-    weights = torch.tensor(values)
-    change = weights * 2.0**-shift
-    old, new = weights.bfloat16().float(), (weights.bfloat16().float() + change).bfloat16().float()
-    share = kept_share(change, new - old)
-    assert 0 <= share <= 1
-    if shift >= 10:  # below half a unit in the last of bfloat16's 8 bits
-        assert share == 0
-    if shift == 0:
-        assert share > 0.99

@@ -1,152 +1,73 @@
-"""A merged model computes what base and adapter compute together, whatever shares a weight."""
-
-from __future__ import annotations
-
-import copy
-import json
-import warnings
+"""Exported from Python; the command is in tests/cli/test_export.py."""
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from hypothesis import given
+from hypothesis import strategies as st
 
-from moodpo.cli.export import run as export
-from moodpo.manifest import RunManifest
-from moodpo.models import export as module
-from moodpo.models.export import merge_adapter, untie_adapted
+from moodpo.errors import DivergenceError
+from moodpo.models.export import export_merged, kept_share
+from moodpo.models.find import find_policy
 from moodpo.policy import SteerablePolicy
-from tiny_policies import tiny_model, tiny_tokenizer
-
-IDS = torch.tensor([[1, 5, 9, 200]])
-
-
-def tied_llama():
-    config = copy.deepcopy(tiny_model().config)
-    config.tie_word_embeddings = True
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval()
-
-
-def tied_gpt2():
-    config = GPT2Config(vocab_size=300, n_positions=64, n_embd=16, n_layer=1, n_head=2)
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(config).eval()
-
-
-def adapted(base, **settings):
-    """The base with an adapter that changes a lot."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = get_peft_model(base, LoraConfig(r=2, task_type="CAUSAL_LM", **settings)).eval()
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return model
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(IDS, use_cache=False).logits
-
-
-CASES = [
-    (tied_llama, {"target_modules": ["q_proj"]}, True),
-    (tied_llama, {"target_modules": ["q_proj", "lm_head"]}, False),
-    (tied_llama, {"target_modules": ["q_proj", "embed_tokens"]}, False),
-    (tied_llama, {"target_modules": ["lm_head", "embed_tokens"]}, False),
-    (tied_llama, {"target_modules": ["lm_head"], "use_dora": True}, False),
-    (tied_llama, {"target_modules": ["lm_head"], "use_rslora": True}, False),
-    (tied_llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, False),
-    (tied_llama, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, False),
-    (
-        tied_llama,
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
-        False,
-    ),
-    (tied_llama, {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5]}, True),
-    (tied_gpt2, {"target_modules": ["c_attn", "lm_head"]}, False),
-    (tied_gpt2, {"target_modules": ["wte"]}, False),
-    (tiny_model, {"target_modules": ["q_proj", "lm_head", "embed_tokens"]}, False),
-]
-
-
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
-@pytest.mark.parametrize(
-    ("base", "settings", "tied"), CASES, ids=lambda v: getattr(v, "__name__", None) or str(v)
-)
-def test_merged_equals_unmerged_in_memory_and_on_disk(tmp_path, base, settings, tied):
-    model = adapted(base(), **settings)
-    expected = logits(model)
-    assert not torch.allclose(expected, logits(base()), atol=1e-2)
-    merged = merge_adapter(model)
-    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
-    merged.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is tied
-    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(logits(again), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_a_merge_that_computes_something_else_is_not_returned(monkeypatch):
-    monkeypatch.setattr(module, "untie_adapted", lambda model: None)
-    assert merge_adapter(adapted(tied_llama(), target_modules=["lm_head"])) is None
-
-
-def test_only_what_is_adapted_and_shared_is_copied():
-    model = adapted(tied_llama(), target_modules=["q_proj", "lm_head"])
-    embedding = model.get_base_model().model.embed_tokens.weight
-    query = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
-    untie_adapted(model)
-    assert model.get_base_model().lm_head.base_layer.weight is not embedding
-    assert model.get_base_model().model.embed_tokens.weight is embedding
-    assert model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight is query
+from tiny_policies import save_tiny_policy
+from tiny_trainers import make_trainer
 
 
 @pytest.fixture
-def policy(tmp_path):
-    """A trained output folder whose adapter is on a tied head."""
-    base = tmp_path / "base"
-    tied_llama().save_pretrained(base)
-    tiny_tokenizer().save_pretrained(base)
-    model = adapted(
-        AutoModelForCausalLM.from_pretrained(base), target_modules=["q_proj", "lm_head"]
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT saves the embedding beside it
-        model.save_pretrained(tmp_path / "policy")
-    RunManifest(
-        objectives=("a", "b"),
-        rewards=(),
-        conditioning={
-            "objectives": ["a", "b"],
-            "weight_format": "decimal",
-        },
-        scalarization="linear",
-        normalizer={},
-        reference={},
-        base_model={"path": str(base)},
-    ).save(tmp_path / "policy")
-    return tmp_path / "policy", logits(model)
+def trained(tmp_path):
+    sft = str(save_tiny_policy(tmp_path / "sft"))
+    trainer = make_trainer(tmp_path / "run", lora=True, base=sft, max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    return tmp_path / "run"
 
 
-@pytest.mark.parametrize("merges", [True, False])
-def test_a_policy_on_a_tied_head_is_served_and_exported_right(
-    policy, tmp_path, monkeypatch, merges
-):
-    folder, expected = policy
-    if not merges:
-        monkeypatch.setattr(module, "untie_adapted", lambda model: None)
-    served = SteerablePolicy.from_pretrained(folder, device="cpu", dtype="float32").model
-    assert isinstance(served, PeftModel) is not merges
-    torch.testing.assert_close(logits(served), expected, atol=1e-4, rtol=1e-4)
-    argv = [str(folder), "--output_dir", str(tmp_path / "merged")]
-    if not merges:
-        with pytest.raises(ValueError, match="cannot be merged"):
-            export(argv)
-        assert not (tmp_path / "merged").exists()
-        return
-    assert export(argv) == 0
-    assert {oct(p.stat().st_mode & 0o777) for p in (tmp_path / "merged").iterdir()} == {"0o644"}
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    torch.testing.assert_close(logits(again), expected, atol=1e-4, rtol=1e-4)
+def test_a_merged_folder_answers_as_the_policy(trained, tmp_path):
+    folder = tmp_path / "merged"
+    assert export_merged(find_policy(trained), folder) == 1.0
+    ours, theirs = (SteerablePolicy.from_pretrained(p) for p in (folder, trained))
+    assert not (folder / "adapter_config.json").exists()
+    assert ours.generate(["Hi"], {"vowels": 1.0}) == theirs.generate(["Hi"], {"vowels": 1.0})
+
+
+def test_half_precision_says_how_much_is_left(trained, tmp_path):
+    share = export_merged(find_policy(trained), tmp_path / "half", dtype="bfloat16")
+    assert 0 < share < 1
+
+
+def test_what_is_not_finite_is_not_written(trained, tmp_path, monkeypatch):
+    def poisoned(model):
+        merged = model.merge_and_unload()
+        next(merged.parameters()).data[0] = float("inf")
+        return merged
+
+    monkeypatch.setattr("moodpo.models.export.merge_adapter", poisoned)
+    with pytest.raises(DivergenceError):
+        export_merged(find_policy(trained), tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("stored", "share"),
+    [([1.0, -2.0], 1.0), ([0.0, 0.0], 0.0), ([1.0, 0.0], 0.2), ([9.0, 9.0], 0.0)],
+)
+def test_kept_share_by_hand(stored, share):
+    change = torch.tensor([1.0, -2.0])
+    assert kept_share(change, torch.tensor(stored)) == pytest.approx(share)
+
+
+def test_no_change_is_kept():
+    assert kept_share(torch.zeros(2), torch.zeros(2)) == 1.0
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=1, max_size=8), st.integers(0, 20))
+def test_what_is_far_below_the_last_bit_is_lost(values, shift):
+    weights = torch.tensor(values)
+    change = weights * 2.0**-shift
+    old, new = weights.bfloat16().float(), (weights.bfloat16().float() + change).bfloat16().float()
+    share = kept_share(change, new - old)
+    assert 0 <= share <= 1
+    if shift >= 10:  # below half a unit in the last of bfloat16's 8 bits
+        assert share == 0
+    if shift == 0:
+        assert share > 0.99

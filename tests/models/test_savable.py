@@ -6,18 +6,22 @@ import json
 import os
 
 import pytest
+import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from moodpo.errors import ConfigError
+from moodpo.errors import ConfigError, DivergenceError
 from moodpo.manifest import RunManifest
 from moodpo.models.embedded import POLICY_HUB_ID
 from moodpo.models.find import find_policy
 from moodpo.models.savable import (
+    are_finite,
     check_savable,
+    check_savable_weights,
     describe_base,
     name_base,
+    name_non_finite,
     record_base,
     repair_generation_config,
     with_recorded_path,
@@ -163,3 +167,38 @@ def test_a_policy_trained_from_a_relative_path_is_found_from_elsewhere(
     if recorded_in == "adapter_config.json":
         os.remove(tmp_path / "run" / "moodpo.json")
     assert find_policy(tmp_path / "run").model == str(base)
+
+
+# --- numbers that must not be saved ---
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+def test_frozen_weights_are_looked_at_where_asked():
+    model = torch.nn.Linear(2, 1)
+    model.weight.requires_grad_(False).fill_(NAN)
+    check_savable_weights(model)
+    with pytest.raises(DivergenceError, match="weight"):
+        check_savable_weights(model, trained_only=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
+def test_one_bad_value_among_many_is_seen(dtype, value):
+    largest = torch.finfo(dtype).max
+    tensors = {
+        "whole": torch.tensor([1, 2]),
+        "empty": torch.zeros(0),
+        "large": torch.full((3,), largest, dtype=dtype),  # whose sum of squares overflows
+        "bad": torch.zeros(3, 5, dtype=dtype),
+    }
+    assert are_finite(tensors.values())
+    assert name_non_finite(tensors.items()) == []
+    tensors["bad"][2, 4] = value
+    assert not are_finite(tensors.values())
+    assert name_non_finite(tensors.items()) == ["bad"]
+
+
+def test_nothing_is_finite():
+    assert are_finite([])
+    assert name_non_finite([("ids", torch.tensor([1]))]) == []

@@ -25,10 +25,9 @@ from moodpo.models.choice import AdapterChoice, AsLoaded, adapter_at
 from moodpo.models.embedded import EMBEDDED_NAME, is_embedded, recorded_name
 from moodpo.models.find import PolicyFiles, locate_base
 from moodpo.models.load import as_device, as_dtype, load
-from moodpo.models.savable import record_base
+from moodpo.models.savable import check_savable_weights, record_base
 from moodpo.policy import SteerablePolicy
 from moodpo.records import Prompt
-from moodpo.training.guard import check_savable_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moodpo.baselines.base import BaselinePolicy, make_record
+from moodpo.baselines.base import BaselinePolicy
 from moodpo.baselines.members import Setup, member_name, train_members
 from moodpo.baselines.record import BaselineRecord
 from moodpo.conditioning.instruction import Conditioner
@@ -135,20 +135,10 @@ def train_fixed_weights(
         raise ConfigError("There are no weights to train at. Pass at least one weight vector.")
     rows = [list(validate_weights(row, setup.panel.names)) for row in rows]
     trained, took = train_members(setup, torch.tensor(rows), instructed=instructed)
-    record = make_record(
-        FixedWeightPolicy.kind,
-        setup.conditioner,
-        sampling=setup.sampling,
-        base_model=setup.base_model,
-        rewards=tuple(setup.panel.describe()),
-        adapters=tuple(map(member_name, range(len(rows)))),
+    return setup.policy(
+        FixedWeightPolicy,
+        trained,
+        adapters=list(map(member_name, range(len(rows)))),
         details={"weights": rows, "instructed": instructed},
         training=took,
-    )
-    return FixedWeightPolicy(
-        trained,
-        setup.tokenizer,
-        record,
-        generation_batch_size=setup.args.generation_batch_size,
-        dtype=setup.dtype,
     )

@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from moodpo._upstream import source_of
-from moodpo.baselines.base import Silent
+from moodpo.baselines.base import BaselinePolicy, Silent, make_record
 from moodpo.conditioning.instruction import Conditioner
 from moodpo.core.seeds import derive_seed
 from moodpo.errors import ConfigError
@@ -54,6 +54,9 @@ __all__ = [
 ]
 
 ROLLOUT_PROMPTS = 64  # prompts of one rollout of the base model
+
+
+P = TypeVar("P", bound=BaselinePolicy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +157,29 @@ class Setup:
     def dtype(self) -> torch.dtype | None:
         """Half precision to sample in, None for that of the weights."""
         return torch.bfloat16 if self.args.bf16 else None
+
+    def policy(
+        self, of: type[P], model: nn.Module, *, adapters: Sequence[str], **details: Any
+    ) -> P:
+        """What was trained, as a policy with a record.
+
+        Args:
+            of: Its class.
+            model: The PEFT model that carries the adapters.
+            adapters: Their names.
+            **details: Other fields of its `BaselineRecord`.
+        """
+        record = make_record(
+            of.kind,
+            self.conditioner,
+            sampling=self.sampling,
+            base_model=self.base_model,
+            rewards=tuple(self.panel.describe()),
+            adapters=tuple(adapters),
+            **details,
+        )
+        size = self.args.generation_batch_size
+        return of(model, self.tokenizer, record, generation_batch_size=size, dtype=self.dtype)
 
     def collector(self, conditioner: Conditioner, draw: Draw) -> RolloutCollector:
         """The rollout of the base model, outside of any trainer."""

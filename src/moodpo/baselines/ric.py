@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from moodpo.baselines.base import BaselinePolicy, make_record
+from moodpo.baselines.base import BaselinePolicy
 from moodpo.baselines.members import (
     Setup,
     add_adapter,
@@ -264,19 +264,12 @@ def train_rewards_in_context(
     low, high = torch.quantile(scores.double(), torch.tensor([tail, 1 - tail]).double(), dim=0)
     asked = {"low": low.tolist(), "high": high.tolist(), "mapping": mapping}
     seconds = round(time.perf_counter() - started, 3)
-    record = make_record(
-        RewardsInContextPolicy.kind,
-        setup.conditioner,
-        sampling=setup.sampling,
-        base_model=setup.base_model,
-        rewards=tuple(setup.panel.describe()),
-        adapters=(member_name(0),),
+    return setup.policy(
+        RewardsInContextPolicy,
+        trained,
+        adapters=[member_name(0)],
         details={**asked, "normalizer": normalizer.state_dict()},
         training={"completions": sampled, "steps": steps, "seconds": seconds},
-    )
-    size = setup.args.generation_batch_size
-    return RewardsInContextPolicy(
-        trained, setup.tokenizer, record, generation_batch_size=size, dtype=setup.dtype
     )
 
 

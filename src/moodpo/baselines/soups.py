@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from moodpo.baselines.base import BaselinePolicy, make_record
+from moodpo.baselines.base import BaselinePolicy
 from moodpo.baselines.members import Setup, member_name, train_members
 from moodpo.baselines.record import BaselineRecord
 from moodpo.core.simplex import simplex_corners
@@ -137,22 +137,8 @@ def train_soup(model: str | nn.Module, **options: Any) -> RewardedSoup:
     _check_linear("peft_config", setup.peft_config)
     corners = simplex_corners(len(setup.panel))
     trained, took = train_members(setup, corners, instructed=False)
-    record = make_record(
-        RewardedSoup.kind,
-        setup.conditioner,
-        sampling=setup.sampling,
-        base_model=setup.base_model,
-        rewards=tuple(setup.panel.describe()),
-        adapters=tuple(map(member_name, range(len(corners)))),
-        training=took,
-    )
-    return RewardedSoup(
-        trained,
-        setup.tokenizer,
-        record,
-        generation_batch_size=setup.args.generation_batch_size,
-        dtype=setup.dtype,
-    )
+    names = map(member_name, range(len(corners)))
+    return setup.policy(RewardedSoup, trained, adapters=list(names), training=took)
 
 
 def _mix(model: Any, members: tuple[str, ...], weights: Weights, name: str) -> None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moodpo.cli.console import note, print_out, quiet_loading, warn
 from moodpo.cli.flags import CommandParser
 from moodpo.errors import ConfigError
-from moodpo.files import share_files
-from moodpo.models.embedded import recorded_name
 from moodpo.models.find import PolicyFiles, find_policy
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    pass
 
-__all__ = ["kept_share", "run"]
+__all__ = ["run"]
 
 ENOUGH = 0.9
 
@@ -35,21 +32,6 @@ def run(argv: Sequence[str]) -> int:
     _export(files, folder, args.dtype)
     print_out(f"The merged model is in {folder}. Next:\n  moodpo generate {folder} --weights …")
     return 0
-
-
-def kept_share(change: Tensor, stored: Tensor) -> float:
-    """How much of a change of weights survives being stored in fewer bits.
-
-    Args:
-        change: Exact change of a weight matrix.
-        stored: The change between the rounded weights before and after; same shape.
-
-    Returns:
-        `1 - |stored - change|^2 / |change|^2`, at least 0: 1 keeps all of it.
-    """
-    norm = float(change.double().square().sum())
-    lost = float((stored.double() - change.double()).square().sum())
-    return max(0.0, 1 - lost / norm) if norm > 0 else 1.0
 
 
 def _parser() -> CommandParser:
@@ -72,50 +54,13 @@ def _parser() -> CommandParser:
 
 
 def _export(files: PolicyFiles, folder: Path, dtype: str) -> None:
-    import torch
-
-    from moodpo.models.export import merge_adapter
-    from moodpo.models.load import load_adapter, load_model, load_tokenizer
-    from moodpo.models.savable import repair_generation_config
-    from moodpo.training.guard import check_savable_weights
+    from moodpo.models.export import export_merged
 
     quiet_loading()
-    base = load_model(files, dtype=torch.float32, adapter=None)
-    kind: torch.dtype = getattr(torch, dtype)
-    before = {}
-    if kind != torch.float32:  # shared weights under each of their names: they may be untied
-        named = base.named_parameters(remove_duplicate=False)
-        before = {name: parameter.detach().clone() for name, parameter in named}
-    model: Any = merge_adapter(load_adapter(base, str(files.adapter)))
-    if model is None:
-        raise ConfigError(
-            f"The adapter {files.adapter} cannot be merged: the merged model would not compute "
-            "what base and adapter compute together. Serve them unmerged."
-        )
-    if before:
-        _report_rounding(model, before, kind)
-    check_savable_weights(model.to(kind), trained_only=False)  # float16 may overflow
-    repair_generation_config(model)
-    model.save_pretrained(folder)
-    load_tokenizer(files).save_pretrained(folder)
-    share_files(folder)
-    if files.manifest is not None:
-        training = {**files.manifest.training, "peft": False, "merged": dtype}
-        base_model = {**files.manifest.base_model, "adapter": recorded_name(str(files.adapter))}
-        replace(files.manifest, training=training, base_model=base_model).save(folder)
+    share = export_merged(files, folder, dtype=dtype)
     note(json.dumps({"base": files.model, "adapter": files.adapter, "dtype": dtype}))
-
-
-def _report_rounding(model: nn.Module, before: dict[str, Tensor], dtype: Any) -> None:
-    """Says how much of what training changed is left in half precision."""
-    changed = kept = 0.0
-    for name, parameter in model.named_parameters():
-        old, new = before[name], parameter.detach()
-        norm = float((new - old).double().square().sum())
-        changed += norm
-        kept += norm * kept_share(new - old, new.to(dtype).float() - old.to(dtype).float())
-    share = kept / changed if changed else 1.0
-    name = str(dtype).removeprefix("torch.")
-    note(f"{share:.0%} of the adapter's change survives in {name}")
+    if dtype == "float32":
+        return
+    note(f"{share:.0%} of the adapter's change survives in {dtype}")
     if share < ENOUGH:
-        warn(f"{name} rounds away much of what was trained. --dtype float32 keeps all of it.")
+        warn(f"{dtype} rounds away much of what was trained. --dtype float32 keeps all of it.")

@@ -1,84 +1,85 @@
-"""Merging: an adapter's change written into the weights, and tried: never assumed to be right.
-
-A vocabulary head that shares its matrix with the embedding cannot take a change that is the head's
-alone, so what is shared is untied first. Shapes: B sequences, T tokens, V vocabulary.
-"""
+"""Export: base model and adapter → one model folder, for other engines."""
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["merge_adapter", "untie_adapted"]
+from moodpo.errors import ConfigError
+from moodpo.files import share_files
+from moodpo.models.embedded import recorded_name
+from moodpo.models.find import PolicyFiles
+from moodpo.models.load import load_adapter, load_model, load_tokenizer
+from moodpo.models.merge import merge_adapter
+from moodpo.models.savable import check_savable_weights, repair_generation_config
 
-# What peft says of tied weights: here they are untied, and the result is tried.
-_TIED = ("Model with `tie_word_embeddings=True`", "Input and output embeddings are no longer tied")
-PROBE_TOKENS = 8
-ROUNDING, SHARE = 1e-4, 0.05  # of the logits' size; of what the adapter changes
+__all__ = ["export_merged", "kept_share"]
 
 
-def merge_adapter(model: Any) -> nn.Module | None:
-    """Merges the active adapter of a PEFT model; its base model is changed in place.
+def export_merged(files: PolicyFiles, folder: str | Path, *, dtype: str = "float32") -> float:
+    """Writes a policy's model with its adapter merged, its tokenizer and its `moodpo.json`.
 
     Args:
-        model: In a precision that can hold the change, such as float32.
+        files: Of the policy; has an adapter.
+        folder: Made if missing.
+        dtype: Of the weights: `float32`, `bfloat16` or `float16`.
 
     Returns:
-        The merged model, whose config says whether its embeddings are tied; None if it does not
-        compute what base and adapter compute together, in which case `model` is of no more use.
+        How much of what training changed is left in that type: 1 is all of it.
+
+    Raises:
+        ConfigError: If the merged model would not compute what base and adapter compute.
+        DivergenceError: If a weight is NaN or infinite, as float16 may make it.
     """
-    model.eval()
-    with torch.no_grad():
-        expected = _probe(model)
-        with model.disable_adapter():
-            effect = (expected - _probe(model)).abs().max()
-        untie_adapted(model)
-        with warnings.catch_warnings():
-            for message in _TIED:
-                warnings.filterwarnings("ignore", message=message)
-            merged: nn.Module = model.merge_and_unload()
-        error = (_probe(merged) - expected).abs().max()
-    _say_whether_tied(merged)
-    allowed = ROUNDING * expected.abs().max() + SHARE * effect
-    return merged if bool(error <= allowed) else None
+    base = load_model(files, dtype=torch.float32, adapter=None)
+    kind: torch.dtype = getattr(torch, dtype)
+    before: dict[str, Tensor] = {}
+    if kind != torch.float32:  # shared weights under each of their names: they may be untied
+        named = base.named_parameters(remove_duplicate=False)
+        before = {name: parameter.detach().clone() for name, parameter in named}
+    model: Any = merge_adapter(load_adapter(base, str(files.adapter)))
+    if model is None:
+        raise ConfigError(
+            f"The adapter {files.adapter} cannot be merged: the merged model would not compute "
+            "what base and adapter compute together. Serve them unmerged."
+        )
+    share = _share_left(model, before, kind) if before else 1.0
+    check_savable_weights(model.to(kind), trained_only=False)  # float16 may overflow
+    repair_generation_config(model)
+    model.save_pretrained(folder)
+    load_tokenizer(files).save_pretrained(folder)
+    share_files(Path(folder))
+    if files.manifest is not None:
+        training = {**files.manifest.training, "peft": False, "merged": dtype}
+        base_model = {**files.manifest.base_model, "adapter": recorded_name(str(files.adapter))}
+        replace(files.manifest, training=training, base_model=base_model).save(Path(folder))
+    return share
 
 
-def untie_adapted(model: nn.Module) -> None:
-    """Gives every adapted module whose weight is shared a copy of its own."""
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def kept_share(change: Tensor, stored: Tensor) -> float:
+    """How much of a change of weights survives being stored in fewer bits.
 
-    holders = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    for module in list(model.modules()):
-        # Trained tokens are merged into every module that shares them, by peft.
-        if not isinstance(module, BaseTunerLayer) or isinstance(module, TrainableTokensLayer):
-            continue
-        base = module.get_base_layer()
-        for name, parameter in list(base.named_parameters(recurse=False)):
-            if holders[id(parameter)] > 1:
-                holders[id(parameter)] -= 1
-                own = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-                setattr(base, name, own)
+    Args:
+        change: Exact change of a weight matrix.
+        stored: The change between the rounded weights before and after; same shape.
+
+    Returns:
+        `1 - |stored - change|^2 / |change|^2`, at least 0: 1 keeps all of it.
+    """
+    norm = float(change.double().square().sum())
+    lost = float((stored.double() - change.double()).square().sum())
+    return max(0.0, 1 - lost / norm) if norm > 0 else 1.0
 
 
-def _probe(model: Any) -> Tensor:
-    """Logits `[1, T, V]` of a few tokens from all over the vocabulary, float32."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    ids = torch.linspace(0, rows - 1, min(PROBE_TOKENS, rows)).long()
-    device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=ids.unsqueeze(0).to(device), use_cache=False).logits
-    return logits.float()
-
-
-def _say_whether_tied(model: Any) -> None:
-    """Makes the config tell the truth: a loader would tie again what was untied."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or head.weight is embedding.weight:
-        return
-    for config in (model.config, model.config.get_text_config()):
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False
+def _share_left(model: nn.Module, before: dict[str, Tensor], dtype: torch.dtype) -> float:
+    changed = kept = 0.0
+    for name, parameter in model.named_parameters():
+        old, new = before[name], parameter.detach()
+        norm = float((new - old).double().square().sum())
+        changed += norm
+        kept += norm * kept_share(new - old, new.to(dtype).float() - old.to(dtype).float())
+    return kept / changed if changed else 1.0

@@ -16,8 +16,8 @@ from torch import nn
 
 from moodpo._upstream import source_of
 from moodpo.errors import ConfigError
-from moodpo.models.export import merge_adapter
 from moodpo.models.find import BASE_REMEDY, PolicyFiles, whole_model
+from moodpo.models.merge import merge_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ __all__ = [
 
 AdapterUse = Literal["merged", "beside", "trainable"]
 
-# We untie before we merge; see `models.export`.
+# We untie before we merge; see `models.merge`.
 _TIED = "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter"
 _OTHER = "Pass a complete adapter, and the model that it was trained on."
 _MISSING = "Found missing adapter keys"  # said again, as an error

@@ -8,30 +8,39 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from moodpo.errors import ConfigError
+import torch
+from torch import Tensor, nn
+
+from moodpo.errors import ConfigError, DivergenceError
 from moodpo.files import ADAPTER_CONFIG, hash_weights, write_json
 from moodpo.models.embedded import POLICY_PACKAGE, is_embedded, recorded_name
 from moodpo.models.find import PolicyFiles
 
 __all__ = [
     "absolute_folder",
+    "are_finite",
     "check_savable",
+    "check_savable_weights",
     "describe_base",
     "extend_lineage",
     "name_base",
+    "name_non_finite",
     "prepare_saving",
     "record_base",
     "repair_generation_config",
+    "some_of",
+    "trained_parameters",
     "with_recorded_path",
 ]
 
 logger = logging.getLogger(__name__)
 
+_CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -185,3 +194,63 @@ def _problem(config: Any) -> str | None:
     except ValueError as error:
         return " ".join(str(error).split()).partition(" -- ")[0][:200].rstrip(".")
     return None
+
+
+# ---- Numbers that must not be saved ----
+
+
+def check_savable_weights(model: nn.Module, *, trained_only: bool = True) -> None:
+    """Refuses to save weights that hold a NaN or an infinity.
+
+    Args:
+        model: About to be saved.
+        trained_only: Whether frozen weights are passed over.
+
+    Raises:
+        DivergenceError: Naming the first of them.
+    """
+    named = trained_parameters(model) if trained_only else list(model.named_parameters())
+    if names := name_non_finite(named):
+        raise DivergenceError(
+            f"The weights to be saved are NaN or infinite: {some_of(names)}. Nothing was written. "
+            "Go on from an earlier checkpoint, with a lower learning_rate."
+        )
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is NaN or infinite; waits for the device once.
+
+    The largest magnitude tells: it overflows in no precision, as a sum of squares would.
+
+    Args:
+        tensors: Of any shapes and devices; integers, 8-bit floats and absent data are passed over.
+    """
+    checked = [
+        t.detach() for t in tensors if t.dtype in _CHECKED and t.numel() and t.device.type != "meta"
+    ]
+    if not checked:
+        return True
+    return bool(torch.nn.utils.get_total_norm(checked, norm_type=torch.inf).isfinite())
+
+
+def name_non_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity; cheap where there is none.
+
+    Args:
+        named: Such as `model.named_parameters()`.
+    """
+    tensors = list(named)
+    if are_finite(tensor for _, tensor in tensors):
+        return []
+    return [name for name, tensor in tensors if not are_finite([tensor])]
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Names and values of what is trained."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}"

@@ -7,7 +7,7 @@ and weights are the same everywhere, and what the losses are is summed over proc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,16 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from moodpo.errors import ConfigError, DivergenceError
+from moodpo.models.savable import are_finite, name_non_finite, some_of, trained_parameters
 from moodpo.records import PairBatch
 from moodpo.rewards.normalize import Normalizer
 
 __all__ = [
     "MAX_SKIPPED_STEPS",
     "NumberGuard",
-    "are_finite",
-    "check_savable_weights",
     "find_source",
-    "name_non_finite",
 ]
 
-_CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 MAX_SKIPPED_STEPS = 24
 """Steps in a row that a gradient scaler may skip: it starts at 2^16 and halves with each."""
@@ -81,7 +78,7 @@ class NumberGuard(TrainerCallback):  # type: ignore[misc]
         if model is not None and (names := name_non_finite(model.named_parameters())):
             raise ConfigError(
                 f"The weights that training would go on from are NaN or infinite: "
-                f"{_listed(names)}. Start from another model, or resume from an earlier checkpoint."
+                f"{some_of(names)}. Start from another model, or resume from an earlier checkpoint."
             )
 
     def on_pre_optimizer_step(
@@ -127,9 +124,9 @@ class NumberGuard(TrainerCallback):  # type: ignore[misc]
         """
         if model is None:
             return
-        if names := name_non_finite(_trained(model)):
+        if names := name_non_finite(trained_parameters(model)):
             raise DivergenceError(
-                f"Step {state.global_step + 1} made weights NaN or infinite ({_listed(names)}), at "
+                f"Step {state.global_step + 1} made weights NaN or infinite ({some_of(names)}), at "
                 f"learning_rate {args.learning_rate:g}. Nothing of it was saved. Lower "
                 f"learning_rate, and {_go_on(args, state)}"
             )
@@ -145,52 +142,6 @@ class NumberGuard(TrainerCallback):  # type: ignore[misc]
                 source = find_source(pairs, self._objectives, self._normalizer())
                 return f"The loss is {loss.item()}, because of {source},"
         return "The loss is NaN or infinite on another process"
-
-
-def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no value is NaN or infinite; waits for the device once.
-
-    The largest magnitude tells: it overflows in no precision, as a sum of squares would.
-
-    Args:
-        tensors: Of any shapes and devices; integers, 8-bit floats and absent data are passed over.
-    """
-    checked = [
-        t.detach() for t in tensors if t.dtype in _CHECKED and t.numel() and t.device.type != "meta"
-    ]
-    if not checked:
-        return True
-    return bool(torch.nn.utils.get_total_norm(checked, norm_type=torch.inf).isfinite())
-
-
-def name_non_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity; cheap where there is none.
-
-    Args:
-        named: Such as `model.named_parameters()`.
-    """
-    tensors = list(named)
-    if are_finite(tensor for _, tensor in tensors):
-        return []
-    return [name for name, tensor in tensors if not are_finite([tensor])]
-
-
-def check_savable_weights(model: nn.Module, *, trained_only: bool = True) -> None:
-    """Refuses to save weights that hold a NaN or an infinity.
-
-    Args:
-        model: About to be saved.
-        trained_only: Whether frozen weights are passed over.
-
-    Raises:
-        DivergenceError: Naming the first of them.
-    """
-    named = _trained(model) if trained_only else list(model.named_parameters())
-    if names := name_non_finite(named):
-        raise DivergenceError(
-            f"The weights to be saved are NaN or infinite: {_listed(names)}. Nothing was written. "
-            "Go on from an earlier checkpoint, with a lower learning_rate."
-        )
 
 
 def find_source(pairs: PairBatch, objectives: Sequence[str], normalizer: Normalizer) -> str:
@@ -229,12 +180,3 @@ def _go_on(args: TrainingArguments, state: TrainerState) -> str:
     if not found:
         return "start again: there is no checkpoint yet (save_steps says how often one is written)."
     return f"resume from the last good checkpoint, {found[max(found)]}."
-
-
-def _trained(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{names[0]}{more}"

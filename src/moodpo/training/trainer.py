@@ -26,6 +26,7 @@ from moodpo.errors import RewardError
 from moodpo.generation.base import Generator
 from moodpo.generation.hf import HFGenerator
 from moodpo.manifest import RunManifest, check_continuation
+from moodpo.models.savable import check_savable_weights
 from moodpo.rewards import Reward, RewardPanel, check_data
 from moodpo.rewards.normalize import Normalizer
 from moodpo.training.checkpoints import find_checkpoint
@@ -34,7 +35,7 @@ from moodpo.training.datasets import check_datasets, fit_datasets
 from moodpo.training.description import Origin, describe_run
 from moodpo.training.draws import Draw, dirichlet_draw
 from moodpo.training.dropout import dropout_of_pass
-from moodpo.training.guard import NumberGuard, check_savable_weights
+from moodpo.training.guard import NumberGuard
 from moodpo.training.held_out import HeldOutTrainer
 from moodpo.training.learner import MicroBatch
 from moodpo.training.metrics import PhaseClock
