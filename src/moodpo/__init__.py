@@ -22,8 +22,9 @@ One optimizer step, in the order of the data; `MOODPOTrainer.get_batch_samples` 
 Rooms, and how to add to them: docs/architecture.md.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moodpo._lazy import lazy
 
 if TYPE_CHECKING:
     from moodpo.core.loss import dpo_loss as dpo_loss
@@ -66,13 +67,7 @@ __all__ = [
     "simplex_lattice",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -11,9 +11,9 @@ them saved. Importing this package loads neither torch nor transformers; a name 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from moodpo._lazy import lazy
 from moodpo.baselines.record import BaselineRecord, is_baseline
 from moodpo.errors import ManifestError
 
@@ -83,7 +83,4 @@ def load_baseline(folder: str | Path, **options: Any) -> BaselinePolicy:
     return cls.load(folder, **options)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(__name__, _HOMES)

@@ -3,8 +3,9 @@
 `check_reward_specs` and `list_presets` work without torch; whatever loads a model imports it then.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moodpo._lazy import lazy
 
 if TYPE_CHECKING:
     from moodpo.rewards.base import Reward as Reward
@@ -62,8 +63,4 @@ __all__ = [
     "rebuild_specs",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(__name__, _HOMES)
