@@ -29,6 +29,7 @@ __all__ = [
     "RewardError",
     "RewardSpecError",
     "WeightsError",
+    "one_line",
 ]
 
 
@@ -74,3 +75,13 @@ class GenerationError(MOODPOError, RuntimeError):
 
 class DivergenceError(MOODPOError, RuntimeError):
     """Loss, gradient or weights became NaN or infinite; raised before that is saved or spread."""
+
+
+def one_line(error: Exception, *, at_most: int | None = None) -> str:
+    """What an error says, on one line and without its full stop, to stand within a sentence.
+
+    Args:
+        error: Of any library.
+        at_most: How many characters are kept; all when None.
+    """
+    return " ".join(str(error).split())[:at_most].rstrip(".")

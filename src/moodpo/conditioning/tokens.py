@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from moodpo.errors import DataError
+from moodpo.errors import DataError, one_line
 from moodpo.models.chat_templates import encode_messages
 from moodpo.records import TokenIds
 
@@ -48,7 +48,7 @@ def _refusal(messages: Sequence[Mapping[str, str]], error: Exception) -> DataErr
 
     if not isinstance(error, template_error()):
         return None
-    said = " ".join(str(error).split()).rstrip(".")
+    said = one_line(error)
     roles = ", ".join(turn["role"] for turn in messages)
     return DataError(
         f"the policy's chat template refuses the conversation: {said}. Change its turns ({roles}), "

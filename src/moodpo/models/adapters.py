@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moodpo.errors import ConfigError
+from moodpo.errors import ConfigError, one_line
 from moodpo.files import hash_weights
 from moodpo.models.probe import gap, probe_logps
 
@@ -243,7 +243,7 @@ def load_config(path: str | Path) -> Any:
 def _refusal(error: Exception) -> str:
     from moodpo._upstream import adapter_misfit
 
-    said = " ".join(str(error).split())[:400].rstrip(".")
+    said = one_line(error, at_most=400)
     if isinstance(error, adapter_misfit()):
         remedy = "Pass other target_modules (--lora_target_modules), or leave them out."
     elif "lora_dropout" in said:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moodpo.errors import ConfigError, ManifestError, MissingDependencyError
+from moodpo.errors import ConfigError, ManifestError, MissingDependencyError, one_line
 from moodpo.files import ADAPTER_CONFIG, MODEL_CONFIG, looks_local
 from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.models.embedded import EMBEDDED_NAME, locate_embedded
@@ -329,7 +329,7 @@ def _hint(folder: Path) -> str:
 
 
 def _said(error: Exception) -> str:
-    said = " ".join(str(error).split())[:160].rstrip(".")
+    said = one_line(error, at_most=160)
     return f"{type(error).__name__}: {said}"
 
 

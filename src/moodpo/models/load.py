@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from moodpo._upstream import source_of
-from moodpo.errors import ConfigError
+from moodpo.errors import ConfigError, one_line
 from moodpo.models.find import BASE_REMEDY, PolicyFiles, whole_model
 from moodpo.models.merge import merge_adapter
 
@@ -235,5 +235,5 @@ def _refuse_odd_keys(folder: str, keys: Sequence[str], what: str) -> None:
 
 
 def _cannot(what: str, error: Exception, remedy: str, *, on: str = "") -> str:
-    said = " ".join(str(error).split())[:300].rstrip(".")
+    said = one_line(error, at_most=300)
     return f"{what} cannot be loaded{on}: {type(error).__name__}: {said}. {remedy}".rstrip()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from moodpo.data.lengths import check_lengths, fit_prompts, max_positions
 from moodpo.data.messages import listed, shortened
 from moodpo.data.prompts import LoadedPrompts, prompts_of
-from moodpo.errors import ConfigError, DataError
+from moodpo.errors import ConfigError, DataError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -234,7 +234,7 @@ def _from_rows(rows: Sequence[Mapping[str, Any]], name: str) -> Dataset:
             "Dataset", Dataset.from_dict({c: [row.get(c) for row in rows] for c in columns})
         )
     except Exception as error:  # Arrow's many refusals of mixed or unknown types
-        said = " ".join(str(error).split())[:200].rstrip(".")
+        said = one_line(error, at_most=200)
         raise DataError(
             f"{name}: its rows do not fit columns of one type each ({type(error).__name__}: "
             f"{said}). Give every column one type, or remove it."
