@@ -28,7 +28,7 @@ from moodpo.errors import ConfigError, ManifestError
 from moodpo.files import hash_weights
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import count_tokens, read_answer, token_roles
+from moodpo.generation.tokens import count_tokens, read_answer
 from moodpo.limits import check_range
 from moodpo.manifest import MANIFEST_NAME, RunManifest
 from moodpo.models.adapters import rewrites_base
@@ -87,9 +87,9 @@ class SteerablePolicy:
         self._info = dict(info or {})
         self._base = base
         self.adapters: AdapterChoice = adapters or AsLoaded()
-        self.generator = generator or HFGenerator(
+        self.generator = generator or HFGenerator.of(
             model,
-            **token_roles(model, tokenizer),
+            tokenizer,
             generation_batch_size=generation_batch_size,
             dtype=dtype,
         )

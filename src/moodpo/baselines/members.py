@@ -26,7 +26,6 @@ from moodpo.core.seeds import derive_seed
 from moodpo.errors import ConfigError
 from moodpo.generation.base import SamplingConfig
 from moodpo.generation.hf import HFGenerator
-from moodpo.generation.tokens import token_roles
 from moodpo.models import adapters
 from moodpo.models.load import load_given
 from moodpo.records import PromptBatch, RolloutBatch
@@ -35,6 +34,7 @@ from moodpo.rewards.normalize import Normalizer
 from moodpo.training.config import MOODPOConfig
 from moodpo.training.datasets import check_datasets, check_model_lengths, fit_dataset
 from moodpo.training.draws import Draw
+from moodpo.training.parallel import collate_prompts
 from moodpo.training.rollout import NUM_COMPLETIONS, RolloutCollector
 from moodpo.training.trainer import MOODPOTrainer
 
@@ -183,13 +183,12 @@ class Setup:
 
     def collector(self, conditioner: Conditioner, draw: Draw) -> RolloutCollector:
         """The rollout of the base model, outside of any trainer."""
-        tokenizer = self.tokenizer
         return RolloutCollector(
             conditioner=conditioner,
-            tokenizer=tokenizer,
-            generator=HFGenerator(
+            tokenizer=self.tokenizer,
+            generator=HFGenerator.of(
                 self.model,
-                **token_roles(self.model, tokenizer),
+                self.tokenizer,
                 generation_batch_size=self.args.generation_batch_size,
                 dtype=self.dtype,
             ),
@@ -258,11 +257,8 @@ def base_rollouts(
     position = 0
     while chunk := list(itertools.islice(places, ROLLOUT_PROMPTS)):
         rows = [setup.train_dataset[place] for place in chunk]
-        batch = PromptBatch(
-            prompts=[row["prompt"] for row in rows],
-            indices=range(position, position + len(rows)),
-            columns={n: [row[n] for row in rows] for n in rows[0] if n != "prompt"},
-        )
+        numbers = range(position, position + len(rows))
+        batch = PromptBatch(indices=numbers, **collate_prompts(rows))
         position += len(rows)
         disable = getattr(setup.model, "disable_adapter", nullcontext)
         with disable():

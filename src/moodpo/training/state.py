@@ -36,7 +36,7 @@ def run_state(recorder: Recorder, normalizer: Normalizer, processes: Processes) 
     store = recorder.training
     store.complete(processes.others_names(store.names))
     metrics = store.state_dict()
-    if processes.count > 1 and metrics:
+    if metrics:
         stacked = torch.tensor([metrics[n] for n in sorted(metrics)], dtype=torch.float64)
         totals = processes.reduce(stacked).tolist()
         metrics = dict(zip(sorted(metrics), totals, strict=True))
